@@ -1,0 +1,1 @@
+"""What an encoder says about the latents of a picture."""

@@ -1,0 +1,1 @@
+"""What a first stage is trained on."""

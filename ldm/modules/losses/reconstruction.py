@@ -1,0 +1,60 @@
+"""A reconstruction loss without a network in it, for small first stages trained on a CPU.
+
+loss = mean |x - y| + gradient_weight * (mean |dx(x - y)| + mean |dy(x - y)|) + kl_weight * KL per latent entry
+
+dx, dy are the differences of neighbouring pixels: plain L1 is content with blurred outlines, its gradients are not (gradient difference loss
+with exponent 1, Mathieu et al. 2015, arXiv 1511.05440).
+"""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+
+
+def neighbour_differences(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Horizontal (B, C, H, W-1) and vertical (B, C, H-1, W) differences of neighbouring pixels of (B, C, H, W)."""
+    return x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+class L1WithGradient(nn.Module):
+    """Mean L1 of pixels and of their differences, with a Kullback-Leibler term; called as LPIPSWithDiscriminator is.
+
+    kl_weight: price of one nat *per latent entry*. KL to N(0, 1) is summed over the entries of a picture, averaged over the batch and divided by
+        the number of entries, so that it is a mean like the two L1 terms and one weight serves every resolution. (LPIPSWithDiscriminator weighs
+        sums against sums: its kl_weight w is kl_weight = w * latent entries / pixel values here.)
+    gradient_weight: weight of the differences against the pixels, both in the units of pixels ([-1, 1]).
+    """
+
+    def __init__(self, kl_weight: float = 1e-4, gradient_weight: float = 1.0):
+        super().__init__()
+        self.kl_weight = kl_weight
+        self.gradient_weight = gradient_weight
+
+    def forward(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        posteriors: DiagonalGaussianDistribution,
+        optimizer_idx: int,
+        global_step: int,
+        last_layer: Tensor | None = None,
+        cond: Tensor | None = None,
+        split: str = "train",
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and what to log of it.
+
+        inputs, reconstructions: (B, C, H, W) in [-1, 1]. weights: per picture, broadcastable to (B, 1, 1, 1), for the L1 terms; None is 1.
+        optimizer_idx, global_step, last_layer and cond matter to losses with a discriminator alone.
+        """
+        error = reconstructions - inputs
+        if weights is not None:
+            error = error * weights
+        across, down = neighbour_differences(error)  # the difference of differences, since both are linear
+        rec_loss = error.abs().mean()
+        gradient_loss = across.abs().mean() + down.abs().mean()
+        kl_loss = posteriors.kl().mean() / posteriors.mean[0].numel()
+        loss = rec_loss + self.gradient_weight * gradient_loss + self.kl_weight * kl_loss
+        parts = {"total_loss": loss, "rec_loss": rec_loss, "gradient_loss": gradient_loss, "kl_loss": kl_loss}
+        return loss, {f"{split}/{name}": value.detach() for name, value in parts.items()}
