@@ -1,0 +1,10 @@
+"""FILES: named tensors on disk. This package knows tensors and files, not models.
+
+    reading   any checkpoint → dictionary, without running code      writing   dictionary → file, whole or not at all
+    keys      names that differ between checkpoints                  loading   named tensors → module, strictly
+    embeddings  the learnt words
+"""
+from ldm.checkpoints.reading import read_checkpoint, read_state_dict
+from ldm.checkpoints.writing import atomic_write, save_weights
+
+__all__ = ["atomic_write", "read_checkpoint", "read_state_dict", "save_weights"]

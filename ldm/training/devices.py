@@ -1,0 +1,73 @@
+"""What `--gpus`, `--accelerator` and `--devices` mean, and which device a run then uses."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+NO_GPU = (None, "", 0, "0", [], False)
+
+
+def chosen_devices(trainer_config: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer arguments with `gpus` translated to `accelerator` and `devices`; without any of them: the CPU, as in the original.
+
+    `"0,"` card 0 · `"0,1"` cards 0 and 1 · `2` two cards · `0` none · `-1` all. Raises ValueError for what cannot be had.
+    """
+    config = dict(trainer_config)
+    if "gpus" not in config:
+        if "accelerator" not in config:
+            config["accelerator"] = "cpu"
+        if config["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ValueError(f"--accelerator {config['accelerator']}: this machine has no GPU that torch can use. Leave the flag out to train on the CPU.")
+        if config["accelerator"] == "cpu":
+            config.setdefault("devices", 1)
+        return config
+    clash = [name for name in ("accelerator", "devices") if name in config]
+    if clash:
+        raise ValueError(f"--gpus and --{clash[0]} both choose the device: give one of them")
+    gpus = config.pop("gpus")
+    if gpus in NO_GPU:
+        return {**config, "accelerator": "cpu", "devices": 1}
+    return {**config, "accelerator": "gpu", "devices": checked_cards(gpus)}
+
+
+def checked_cards(gpus: Any) -> list[int] | int:
+    """Card numbers, or how many cards. Raises ValueError where this machine lacks one."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cards = parsed_cards(gpus)
+    if cards == -1:
+        cards = list(range(there))
+    wanted = cards if isinstance(cards, list) else list(range(cards))
+    if not there:
+        raise ValueError(f"--gpus {gpus} asks for {described(cards)}: this machine has no GPU that torch can use. Leave --gpus out, or write --gpus 0, to train on the CPU.")
+    missing = [card for card in wanted if card >= there]
+    if missing:
+        raise ValueError(f"--gpus {gpus} asks for {described(cards)}: this machine has {there} (numbers 0 to {there - 1})")
+    return cards
+
+
+def parsed_cards(gpus: Any) -> list[int] | int:
+    """A list of card numbers where there is a comma (or a list), a count otherwise."""
+    try:
+        if isinstance(gpus, str) and "," in gpus:
+            return [int(part) for part in gpus.split(",") if part.strip()]
+        return [int(card) for card in gpus] if isinstance(gpus, (list, tuple)) else int(gpus)
+    except (TypeError, ValueError):
+        raise ValueError(f"--gpus {gpus}: expected `0,` (card 0), `0,1` (two cards), `2` (any two), `0` (none) or `-1` (all)") from None
+
+
+def described(cards: list[int] | int) -> str:
+    """In words, which cards are meant."""
+    if isinstance(cards, list):
+        return ("card " if len(cards) == 1 else "cards ") + ", ".join(map(str, cards))
+    return f"{cards} card{'s' if cards > 1 else ''}"
+
+
+def device_name(device: torch.device, count: int = 1) -> str:
+    """The device in words, for the first lines of a run."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return f"{count} × {name}" if count > 1 else f"{name} ({device})"
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "CPU, 1 thread"
+    return str(device)

@@ -1,0 +1,75 @@
+"""Where a run lives: LOGDIR/<data><time><_name><postfix>/{checkpoints, configs, images, testtube}."""
+from __future__ import annotations
+
+import datetime
+import glob
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TIME_FORMAT = "%Y-%m-%dT%H-%M-%S"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run; nothing is created before `create`."""
+
+    path: Path
+    time: str                                                # of this start: names the configs that it saves
+    resume_from: Path | None = None                          # checkpoint whose training state is restored
+    saved_configs: tuple[str, ...] = field(default=())       # of the earlier starts of a resumed run, in their order
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def configs(self) -> Path:
+        return self.path / "configs"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def create(self) -> None:
+        """Makes the folders. Raises ValueError where they cannot be written."""
+        try:
+            for folder in (self.path, self.checkpoints, self.configs):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.checkpoints, os.W_OK):
+                raise PermissionError(13, "Permission denied", str(self.checkpoints))
+        except OSError as error:
+            raise ValueError(f"the run folder {self.path} cannot be written: {error.strerror} ({error.filename}). Choose another one with --logdir.") from error
+
+
+def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | bool, postfix: str, datadir_in_name: bool,
+            now: datetime.datetime | None = None) -> RunFolder:
+    """A folder named after data, time and run. Without a name the first config file gives it."""
+    time = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
+    if name and name is not True:
+        suffix = f"_{name}"
+    elif base and name is not True:
+        suffix = f"_{Path(base[0]).stem}"
+    else:
+        suffix = ""
+    data = os.path.basename(os.path.normpath(data_root)) if data_root and datadir_in_name else ""
+    return RunFolder(Path(logdir) / f"{data}{time}{suffix}{postfix}", time)
+
+
+def resumed_run(resume: str, now: datetime.datetime | None = None) -> RunFolder:
+    """The folder of an earlier run, given as that folder or as a checkpoint two levels below it.
+
+    Raises FileNotFoundError where there is nothing to go on with.
+    """
+    given = Path(resume)
+    if not given.exists():
+        raise FileNotFoundError(f"--resume: cannot find {resume} (looked from {Path.cwd()})")
+    if given.is_file():
+        path, checkpoint = given.resolve().parent.parent, given
+    else:
+        path, checkpoint = Path(os.path.normpath(given)), given / "checkpoints" / "last.ckpt"
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"--resume: {given} holds no checkpoints/last.ckpt: the run was stopped before its first checkpoint. Start it anew.")
+    time = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
+    saved = tuple(sorted(glob.glob(os.path.join(glob.escape(str(path)), "configs", "*.yaml"))))
+    return RunFolder(path, time, checkpoint, saved)
