@@ -1,4 +1,4 @@
-"""The convolutional networks of the first stage: Encoder, Decoder, and a UNet (Model) of the same blocks.
+"""The convolutional networks of the first stage, Encoder and Decoder, and a UNet (Model) of the same blocks.
 
 Picture (B, in_channels, H, W) -> Encoder -> (B, z_channels or twice as many, h, w) with h = H / 2^(levels - 1); Decoder goes back.
 Each level has residual blocks of one width; attention follows each block of the levels whose nominal size is listed in `attn_resolutions`.
@@ -6,131 +6,37 @@ Architecture: Esser et al. 2020 (arXiv 2012.09841), after the UNet of Ho et al. 
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-LONGEST_PERIOD = 10_000.0
+from ldm.modules.diffusionmodules.autoencoder_blocks import (
+    AttnBlock,
+    Downsample,
+    LinAttnBlock,
+    Normalize,
+    ResnetBlock,
+    Upsample,
+    get_timestep_embedding,
+    make_attn,
+    nonlinearity,
+)
 
-
-def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
-    """Sines, then cosines, of t at `embedding_dim // 2` frequencies: (B,) -> (B, embedding_dim); odd widths end in a zero.
-
-    Frequencies fall geometrically from 1 to exactly 1 / 10000, as in tensor2tensor (Vaswani et al. 2017, section 3.5, divides by half the
-    width instead of half the width less one).
-    """
-    if timesteps.ndim != 1:
-        raise ValueError(f"timesteps must be a vector, one entry a sample; got shape {tuple(timesteps.shape)}")
-    half = embedding_dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - 1)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(LONGEST_PERIOD) * exponents)
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, embedding_dim % 2))
-
-
-def nonlinearity(x: Tensor) -> Tensor:
-    """Swish, x * sigmoid(x)."""
-    return F.silu(x)
-
-
-def Normalize(in_channels: int, num_groups: int = 32) -> nn.GroupNorm:
-    """Group normalisation with this codebase's epsilon; `in_channels` must be a multiple of `num_groups`."""
-    return nn.GroupNorm(num_groups, in_channels, eps=1e-6, affine=True)
-
-
-class Upsample(nn.Module):
-    """Twice the size by repeating pixels, then (with_conv) a 3x3 convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
-
-    def __init__(self, in_channels: int, with_conv: bool):
-        super().__init__()
-        self.with_conv = with_conv
-        if with_conv:
-            self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.conv(x) if self.with_conv else x
-
-
-class Downsample(nn.Module):
-    """Half the size, by a 3x3 convolution with stride 2 or else by averaging 2x2 pixels: (B, C, H, W) -> (B, C, H/2, W/2)."""
-
-    def __init__(self, in_channels: int, with_conv: bool):
-        super().__init__()
-        self.with_conv = with_conv
-        if with_conv:
-            self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.with_conv:
-            return F.avg_pool2d(x, kernel_size=2)
-        # One zero on the right and below alone: published weights were trained with this lopsided border.
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class ResnetBlock(nn.Module):
-    """x + two convolutions of x, each after normalisation and swish; with `temb_channels` the timestep embedding is added between them.
-
-    conv_shortcut: where the width changes, x passes a 3x3 instead of a 1x1 convolution.
-    """
-
-    def __init__(self, *, in_channels: int, out_channels: int | None = None, conv_shortcut: bool = False, dropout: float, temb_channels: int = 512):
-        super().__init__()
-        self.in_channels = in_channels
-        self.out_channels = out_channels = in_channels if out_channels is None else out_channels
-        self.use_conv_shortcut = conv_shortcut
-        self.norm1 = Normalize(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-        if temb_channels > 0:
-            self.temb_proj = nn.Linear(temb_channels, out_channels)
-        self.norm2 = Normalize(out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
-        if in_channels != out_channels:
-            if conv_shortcut:
-                self.conv_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
-            else:
-                self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1)
-
-    def forward(self, x: Tensor, temb: Tensor | None) -> Tensor:
-        """x: (B, in_channels, H, W); temb: (B, temb_channels), or None in networks that know no time."""
-        h = self.conv1(nonlinearity(self.norm1(x)))
-        if temb is not None:
-            h = h + self.temb_proj(nonlinearity(temb))[:, :, None, None]
-        h = self.conv2(self.dropout(nonlinearity(self.norm2(h))))
-        if self.in_channels == self.out_channels:
-            return x + h
-        shortcut = self.conv_shortcut if self.use_conv_shortcut else self.nin_shortcut
-        return shortcut(x) + h
-
-
-class AttnBlock(nn.Module):
-    """x + self-attention over all positions, one head as wide as x."""
-
-    def __init__(self, in_channels: int):
-        super().__init__()
-        self.in_channels = in_channels
-        self.norm = Normalize(in_channels)
-        self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.v = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.proj_out = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (project(h).flatten(2).transpose(1, 2).unsqueeze(1) for project in (self.q, self.k, self.v))  # (B, 1, H*W, C)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
-
-
-def make_attn(in_channels: int, attn_type: str = "vanilla") -> nn.Module:
-    """The attention that `attn_type` names: vanilla (AttnBlock) or none (the identity)."""
-    kinds = {"vanilla": AttnBlock, "none": nn.Identity}
-    if attn_type not in kinds:
-        raise ValueError(f"attn_type is {attn_type!r}; known are {', '.join(kinds)}")
-    return kinds[attn_type](in_channels)
+__all__ = [
+    "AttnBlock",
+    "Decoder",
+    "Downsample",
+    "Encoder",
+    "LinAttnBlock",
+    "Model",
+    "Normalize",
+    "ResnetBlock",
+    "Upsample",
+    "get_timestep_embedding",
+    "make_attn",
+    "nonlinearity",
+]
 
 
 class _Middle(nn.Module):
@@ -297,3 +203,104 @@ class Decoder(nn.Module):
             return h
         h = self.conv_out(nonlinearity(self.norm_out(h)))
         return torch.tanh(h) if self.tanh_out else h
+
+
+class _TimeEmbedding(nn.Module):
+    """Timesteps (B,) -> (B, width), by sines and a perceptron with one hidden layer."""
+
+    def __init__(self, frequencies: int, width: int):
+        super().__init__()
+        self.frequencies = frequencies
+        self.dense = nn.ModuleList([nn.Linear(frequencies, width), nn.Linear(width, width)])
+
+    def forward(self, t: Tensor) -> Tensor:
+        hidden, out = self.dense
+        return out(nonlinearity(hidden(get_timestep_embedding(t, self.frequencies))))
+
+
+class Model(nn.Module):
+    """The UNet of Ho et al. 2020: (B, in_channels, H, W), and t (B,) with `use_timestep`, -> (B, out_ch, H, W).
+
+    On the way up each block also gets the features that the way down left at its resolution, the latest first.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        in_channels: int,
+        resolution: int,
+        use_timestep: bool = True,
+        use_linear_attn: bool = False,
+        attn_type: str = "vanilla",
+    ):
+        super().__init__()
+        attn_type = "linear" if use_linear_attn else attn_type
+        self.ch = ch
+        self.temb_ch = 4 * ch
+        self.num_resolutions = len(ch_mult)
+        self.num_res_blocks = num_res_blocks
+        self.resolution = resolution
+        self.in_channels = in_channels
+        self.use_timestep = use_timestep
+        if use_timestep:
+            self.temb = _TimeEmbedding(ch, self.temb_ch)
+
+        def level_of(widths: Sequence[int], width: int, size: int) -> _Level:
+            return _Level(widths, width, attn_type if size in attn_resolutions else None, dropout, self.temb_ch)
+
+        sizes = _sizes(resolution, self.num_resolutions)
+        self.conv_in = nn.Conv2d(in_channels, ch, kernel_size=3, padding=1)
+        kept = [ch]  # widths of the features that the way up will want, in the order in which they arise
+        self.down = nn.ModuleList()
+        for level, size in enumerate(sizes):
+            incoming, width = kept[-1], ch * ch_mult[level]
+            stage = level_of([incoming] + [width] * (num_res_blocks - 1), width, size)
+            kept += [width] * num_res_blocks
+            if level < self.num_resolutions - 1:
+                stage.downsample = Downsample(width, resamp_with_conv)
+                kept.append(width)
+            self.down.append(stage)
+        self.mid = _Middle(width, attn_type, dropout, self.temb_ch)
+        stages = []  # coarsest first, as the data goes
+        for level in reversed(range(self.num_resolutions)):
+            incoming, width = width, ch * ch_mult[level]
+            stage = level_of([own + kept.pop() for own in [incoming] + [width] * num_res_blocks], width, sizes[level])
+            if level > 0:
+                stage.upsample = Upsample(width, resamp_with_conv)
+            stages.append(stage)
+        self.up = nn.ModuleList(reversed(stages))
+        self.norm_out = Normalize(width)
+        self.conv_out = nn.Conv2d(width, out_ch, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """context: (B, C, H, W), joined to x on the channels, which `in_channels` counts. Raises ValueError if a timestep is needed and missing."""
+        if self.use_timestep and t is None:
+            raise ValueError("this network was built with use_timestep: true; pass t, one timestep a sample")
+        temb = self.temb(t) if self.use_timestep else None
+        h = self.conv_in(x if context is None else torch.cat([x, context], dim=1))
+        kept = [h]
+        for level, stage in enumerate(self.down):
+            for index in range(self.num_res_blocks):
+                h = stage.step(index, h, temb)
+                kept.append(h)
+            if level < self.num_resolutions - 1:
+                h = stage.downsample(h)
+                kept.append(h)
+        h = self.mid(h, temb)
+        for level in reversed(range(self.num_resolutions)):
+            stage = self.up[level]
+            for index in range(self.num_res_blocks + 1):
+                h = stage.step(index, torch.cat([h, kept.pop()], dim=1), temb)
+            if level > 0:
+                h = stage.upsample(h)
+        return self.conv_out(nonlinearity(self.norm_out(h)))
+
+    def get_last_layer(self) -> nn.Parameter:
+        return self.conv_out.weight
