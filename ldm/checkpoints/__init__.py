@@ -4,7 +4,8 @@
     keys      names that differ between checkpoints                  loading   named tensors → module, strictly
     embeddings  the learnt words
 """
+from ldm.checkpoints.loading import LoadReport, load_tensors, load_weights
 from ldm.checkpoints.reading import read_checkpoint, read_state_dict
 from ldm.checkpoints.writing import atomic_write, save_weights
 
-__all__ = ["atomic_write", "read_checkpoint", "read_state_dict", "save_weights"]
+__all__ = ["LoadReport", "atomic_write", "load_tensors", "load_weights", "read_checkpoint", "read_state_dict", "save_weights"]
