@@ -46,6 +46,15 @@ class LitEma(nn.Module):
             shadow.lerp_(weights[name].detach().to(shadow), (1.0 - decay).to(shadow))
 
     @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Begin anew: every average is the present weight of `model`, and no update has been counted."""
+        weights = dict(model.named_parameters())
+        shadows = dict(self.named_buffers())
+        for name, shadow_name in self.m_name2s_name.items():
+            shadows[shadow_name].copy_(weights[name])
+        self.num_updates.clamp_(max=0)
+
+    @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Overwrite the weights of `model` with their averages."""
         weights = dict(model.named_parameters())
