@@ -1,0 +1,37 @@
+"""Joins a trained first stage and a trained denoiser, averaged weights where they were kept, into one checkpoint in fp16.
+
+python scripts/assemble_characters.py --first-stage WHOLE.ckpt --denoiser DENOISER.ckpt --out assets/characters/model.safetensors
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from ldm.checkpoints import read_state_dict, save_weights
+from ldm.checkpoints.keys import with_averaged_weights
+
+logger = logging.getLogger("assemble_characters")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--first-stage", type=Path, required=True)
+    parser.add_argument("--denoiser", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    first_stage = with_averaged_weights(read_state_dict(options.first_stage))
+    denoiser = with_averaged_weights(read_state_dict(options.denoiser))
+    weights = {f"first_stage_model.{name}": value for name, value in first_stage.items() if not name.startswith("loss.")}
+    weights |= {name: value for name, value in denoiser.items() if name.startswith(("model.", "cond_stage_model."))}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(options.out, weights, dtype=torch.float16)
+    logger.info("%s: %d tensors, %.1f MB", options.out, len(weights), options.out.stat().st_size / 1e6)
+
+
+if __name__ == "__main__":
+    main()

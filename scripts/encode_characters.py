@@ -1,0 +1,68 @@
+"""Encodes a set of drawn pictures once with a trained first stage, so that the denoiser trains on cached latents.
+
+python scripts/encode_characters.py --config configs/characters/autoencoder.yaml --ckpt LAST.ckpt --out logs/pretrain/latents.safetensors
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ldm.checkpoints import atomic_write, load_weights
+from ldm.data.characters import CharacterDataset
+from ldm.util import instantiate_from_config
+
+logger = logging.getLogger("encode_characters")
+
+
+class _Pictures(Dataset):
+    """The pictures of a `CharacterDataset` alone, (3, size, size) in [-1, 1]."""
+
+    def __init__(self, source: CharacterDataset):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(self.source.picture(index), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1.0
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--ckpt", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--length", type=int, default=24_000)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    model = instantiate_from_config(OmegaConf.load(options.config).model)
+    load_weights(model, options.ckpt, may_miss=("loss.",))
+    model.eval()
+    source = CharacterDataset(options.length)
+    means, stds = [], []
+    with model.ema_scope():
+        for pictures in tqdm(DataLoader(_Pictures(source), batch_size=64), desc="encoding"):
+            posterior = model.encode(pictures)
+            means.append(posterior.mean.permute(0, 2, 3, 1).half())
+            stds.append(posterior.std.permute(0, 2, 3, 1).half())
+    mean, std = torch.cat(means), torch.cat(stds)
+    about = {name: str(getattr(source, name)) for name in ("length", "size", "set", "seed", "reserved", "things")}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(options.out) as temporary:
+        save_file({"mean": mean, "std": std}, temporary, metadata=about)
+    spread = (mean.float().var() + std.float().square().mean()).sqrt().item()
+    logger.info("%s: %d pictures, latents' standard deviation %.4f, so scale_factor should be about %.4f", options.out, len(mean), spread, 1 / spread)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Trains the characters model from nothing, stage by stage, and writes what ships under assets/characters/.
+
+python scripts/pretrain_characters.py [--logdir logs/pretrain] [--out assets/characters]
+
+Stages: first stage on crops round the faces → first stage on whole pictures → latents cached → UNet and text encoder → one file in fp16 → classifiers.
+Interrupted, it goes on where it stopped when called again; a finished stage is not repeated.
+"""
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from ldm.checkpoints import read_checkpoint
+
+logger = logging.getLogger("pretrain_characters")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FIRST_STAGE = "configs/characters/autoencoder.yaml"
+DENOISER = "configs/characters/pretrain.yaml"
+# Cheap crops first: a quarter of the pixels, and the details that come last are all in the face.
+CROPS = (
+    "data.params.train.params.crop=32", "data.params.validation.params.crop=32", "data.params.batch_size=32",
+    "model.params.scheduler_config.params.max_decay_steps=20000", "lightning.trainer.max_steps=2600", "lightning.trainer.val_check_interval=800",
+)  # fmt: skip
+
+
+def command(*words: str) -> None:
+    """Runs a Python command of this repository; stops with its exit status when it fails."""
+    logger.info("python %s", " ".join(words))
+    status = subprocess.run([sys.executable, *words], cwd=REPOSITORY).returncode
+    if status != 0:
+        sys.exit(status)
+
+
+def train(name: str, config: str, logdir: Path, *overrides: str, start_from: Path | None = None) -> Path:
+    """Trains `config` in a run folder `<time>_name` below logdir, or goes on with the one that is there; returns its last checkpoint."""
+    for folder in sorted(logdir.glob(f"*_{name}"), reverse=True):
+        last = folder / "checkpoints" / "last.ckpt"
+        if last.is_file():
+            if not (folder / "finished").is_file():
+                command("main.py", "-t", "--no-test", "-r", str(folder), "--scale_lr", "false")
+                (folder / "finished").touch()
+            return last
+    words = ["main.py", "--base", config, "-t", "--no-test", "-n", name, "--logdir", str(logdir), "--scale_lr", "false"]
+    command(*words, *(["--actual_resume", str(start_from)] if start_from else []), *overrides)
+    folder = sorted(logdir.glob(f"*_{name}"))[-1]
+    (folder / "finished").touch()
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--logdir", type=Path, default=Path("logs/pretrain"))
+    parser.add_argument("--out", type=Path, default=Path("assets/characters"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    crops = train("crops", FIRST_STAGE, options.logdir, *CROPS)
+    first_stage = train("whole", FIRST_STAGE, options.logdir, start_from=crops)
+    latents = options.logdir / "latents.safetensors"
+    if not latents.is_file():
+        command("scripts/encode_characters.py", "--config", FIRST_STAGE, "--ckpt", str(first_stage), "--out", str(latents))
+    denoiser = train("denoiser", DENOISER, options.logdir, f"data.params.train.params.path={latents}")
+    steps = read_checkpoint(denoiser)["global_step"]
+    logger.info("denoiser trained for %d steps", steps)
+    command("scripts/assemble_characters.py", "--first-stage", str(first_stage), "--denoiser", str(denoiser), "--out", str(options.out / "model.safetensors"))
+    if not (options.out / "classifiers.safetensors").is_file():
+        command("scripts/train_classifiers.py", "--out", str(options.out / "classifiers.safetensors"))
+    command("scripts/check_characters.py", "--model", str(options.out / "model.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
