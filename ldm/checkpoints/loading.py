@@ -70,7 +70,8 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     return report
 
 
-def misfit(source: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor], misshapen: Sequence[str], missed: Sequence[str], unexpected: Sequence[str]) -> str:
+def misfit(source: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor], misshapen: Sequence[str], missed: Sequence[str],
+           unexpected: Sequence[str]) -> str:
     """Why these tensors do not fit this module, in one sentence where their kinds differ."""
     have, want = (family({key: value.shape for key, value in tensors.items()}) for tensors in (given, own))
     if (have.name, have.width) != (want.name, want.width):

@@ -44,7 +44,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> dict[str
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: {refusal(path, error)}") from error
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, AttributeError, ImportError) as error:
-        raise ValueError(f"{path}: not readable as a checkpoint, the file is damaged or was cut short ({first_line(error)}). Copy or download it again.") from error
+        raise damaged(path, "a checkpoint", error) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint (a dictionary)")
     return dict(content)
@@ -60,7 +60,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as .safetensors, the file is damaged or was cut short ({first_line(error)}). Copy or download it again.") from error
+        raise damaged(path, ".safetensors", error) from error
+
+
+def damaged(path: Path, kind: str, error: Exception) -> ValueError:
+    """The error for a file that begins like a checkpoint and cannot be read to its end."""
+    return ValueError(f"{path}: not readable as {kind}, the file is damaged or was cut short ({first_line(error)}). Copy or download it again.")
 
 
 def checked(path: str | Path) -> Path:
@@ -92,8 +97,9 @@ def what_it_looks_like(path: Path) -> str | None:
     if path.suffix in (".yaml", ".yml"):
         return "a yaml config; config files are given with --base"
     if path.suffix != ".safetensors" and is_text(head):
-        page = head.lstrip().lower().startswith((b"<!doctype", b"<html"))
-        return "a web page, probably saved in place of a download" if page else f"a text file that begins with {head.split(bytes([10]))[0][:40].decode(errors='replace')!r}"
+        if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+            return "a web page, probably saved in place of a download"
+        return f"a text file that begins with {head.splitlines()[0][:40].decode(errors='replace')!r}"
     return None
 
 

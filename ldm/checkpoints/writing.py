@@ -44,13 +44,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def why_not_written(error: BaseException) -> str | None:
     """What a user can do about this error while a file was written, None where it is of another kind."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "the disk is full; make room, or choose another folder with --logdir"
+        return "the disk is full; make room, or write to another folder"
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-        return "the folder cannot be written; choose another one with --logdir"
+        return "the folder cannot be written; choose another one"
     # torch's zip writer and safetensors report a failed write as an error of their own kind, the cause in its words
     text = str(error).lower()
     if "no space left" in text or "os error 28" in text or ("pytorchstreamwriter" in text and "fail" in text) or "unexpected pos" in text:
-        return "the disk is full; make room, or choose another folder with --logdir"
+        return "the disk is full; make room, or write to another folder"
     return None
 
 

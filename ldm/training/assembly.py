@@ -4,16 +4,16 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers.logger import Logger
 
-from ldm.training.checkpointing import AtomicCheckpointIO, EmbeddingsSaver, LastCheckpoint, RestoreChance, SaveOnSignal
+from ldm.training.checkpointing import AtomicCheckpointIO, EmbeddingsSaver, LastCheckpoint, RestoreChance
 from ldm.training.metrics import JsonLinesLogger
 from ldm.training.progress import StepBar
 from ldm.training.run_folder import RunFolder
+from ldm.training.signals import Signals
 from ldm.util import instantiate_from_config
 
 TRAINSTEPS = "metrics_over_trainsteps_checkpoint"
@@ -40,8 +40,8 @@ def default_callbacks(folder: RunFolder, project: DictConfig, lightning: DictCon
     }
 
 
-def checkpoint_settings(folder: RunFolder, lightning: DictConfig, monitor: str | None) -> tuple[ModelCheckpoint, LastCheckpoint]:
-    """(the best by the model's monitor, the last): `lightning.modelcheckpoint` merged into their settings.
+def build_checkpoints(folder: RunFolder, lightning: DictConfig, monitor: str | None, signals: Signals) -> list[Checkpoint]:
+    """The best by the model's monitor, and the last; `lightning.modelcheckpoint` is merged into their settings.
 
     A monitored value is known only after a validation, so `every_n_train_steps` then belongs to `last.ckpt` alone.
     """
@@ -50,13 +50,11 @@ def checkpoint_settings(folder: RunFolder, lightning: DictConfig, monitor: str |
         params |= {"monitor": monitor, "save_top_k": 1}
     merged = OmegaConf.merge({"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": params}, lightning.get("modelcheckpoint") or {})
     params = dict(OmegaConf.to_container(merged.params, resolve=True))
-    every = params.get("every_n_train_steps")
-    keep_last = params.pop("save_last")
+    last = LastCheckpoint(folder.checkpoints, params.get("every_n_train_steps"), signals=signals, enabled=bool(params.pop("save_last")))
     if params.get("monitor") is not None:
         params.pop("every_n_train_steps", None)
         params.setdefault("save_on_train_epoch_end", not params["monitor"].startswith("val"))
-    best = instantiate_from_config({"target": merged.target, "params": params})
-    return best, LastCheckpoint(folder.checkpoints, every) if keep_last else None
+    return [instantiate_from_config({"target": merged.target, "params": params}), last]
 
 
 def build_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfig, monitor: str | None) -> list[Callback]:
@@ -68,10 +66,10 @@ def build_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfi
     for key, override in given.items():
         base = settings.get(key, {})
         settings[key] = {**base, **(override or {}), "params": {**base.get("params", {}), **((override or {}).get("params") or {})}}
-    best, last = checkpoint_settings(folder, lightning, monitor)
+    signals = Signals()
     callbacks = [instantiate_from_config(setting) for setting in settings.values()]
-    callbacks += [RestoreChance(), EmbeddingsSaver(folder.checkpoints), StepBar()]
-    return [*callbacks, best, *([SaveOnSignal(last), last] if last else [])]
+    callbacks += [RestoreChance(), EmbeddingsSaver(folder.checkpoints), StepBar(), signals]
+    return [*callbacks, *build_checkpoints(folder, lightning, monitor, signals)]
 
 
 def trainstep_checkpoints(folder: RunFolder) -> dict[str, Any]:
@@ -97,9 +95,16 @@ def build_loggers(folder: RunFolder, lightning: DictConfig) -> list[Logger]:
     return loggers
 
 
-def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig, trainer_config: dict[str, Any], monitor: str | None, *, trust_pickle: bool) -> Trainer:
+def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig, trainer_config: dict[str, Any], monitor: str | None, *,
+                  trust_pickle: bool) -> Trainer:
     """The Trainer of a run; `trainer_config` names its device already (`devices.chosen_devices`)."""
-    defaults = {"max_epochs": -1, "log_every_n_steps": 1, "enable_model_summary": False, "use_distributed_sampler": False, "default_root_dir": str(folder.path)}
+    defaults = {
+        "max_epochs": -1,
+        "log_every_n_steps": 1,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,                      # the data module's own order knows the processes
+        "default_root_dir": str(folder.path),
+    }
     return Trainer(
         **{**defaults, **trainer_config},
         callbacks=build_callbacks(folder, project, lightning, monitor),
@@ -107,11 +112,3 @@ def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig,
         plugins=[AtomicCheckpointIO(trust_pickle)],
     )
 
-
-def learning_rate(model: pl.LightningModule, base: float, *, batch_size: int, devices: int, accumulate: int, scale: bool) -> str:
-    """Sets `model.learning_rate`; returns how it came about."""
-    if not scale:
-        model.learning_rate = base
-        return f"{base:.3g} (the base rate: --scale_lr false)"
-    model.learning_rate = accumulate * devices * batch_size * base
-    return f"{model.learning_rate:.3g} = {accumulate} (accumulate_grad_batches) × {devices} (devices) × {batch_size} (batch size) × {base:.3g} (base_learning_rate)"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 
 logger = logging.getLogger(__name__)
@@ -55,3 +55,45 @@ class CUDACallback(Callback):
         seconds = time.monotonic() - self.start
         peak_gib = torch.cuda.max_memory_allocated(self.device) / 2**30
         logger.info("epoch %d: %.1f s, at most %.2f GiB on %s", trainer.current_epoch, seconds, peak_gib, self.device)
+
+
+class ModeSwapCallback(Callback):
+    """Pivotal tuning in one run: first the embedding alone, then the network.
+
+    swap_step: optimiser steps of the first phase (the change happens at the start of an epoch).
+    train_embeddings_after: whether the word goes on learning in the second phase (as in the original); false fixes it.
+    """
+
+    def __init__(self, swap_step=2000, *, train_embeddings_after=True):
+        super().__init__()
+        self.is_frozen = False
+        self.swap_step = swap_step
+        self.train_embeddings_after = train_embeddings_after
+        self.resumed_phase: bool | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A resumed run's optimiser state is restored after this: it has to meet the optimiser of its own phase.
+        if self.resumed_phase is not None:
+            self.enter(trainer, pl_module, embedding_only=self.resumed_phase)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        embedding_only = trainer.global_step < self.swap_step
+        if embedding_only != self.is_frozen or (not embedding_only and trainer.global_step == 0):
+            self.enter(trainer, pl_module, embedding_only=embedding_only)
+            logger.info("step %d: %s", trainer.global_step, "only the embedding trains" if embedding_only else "the network trains")
+
+    def enter(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, embedding_only: bool) -> None:
+        """Gives the Trainer the optimiser of one phase."""
+        self.is_frozen = embedding_only
+        if embedding_only:
+            optimizer = pl_module.configure_opt_embedding()
+        else:
+            pl_module.train_embeddings = self.train_embeddings_after
+            optimizer = pl_module.configure_opt_model()
+        trainer.strategy.optimizers = [optimizer]
+
+    def state_dict(self) -> dict[str, bool]:
+        return {"embedding_only": self.is_frozen}
+
+    def load_state_dict(self, state_dict: dict[str, bool]) -> None:
+        self.resumed_phase = state_dict["embedding_only"]

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from ldm.checkpoints import atomic_write, read_checkpoint
 from ldm.training import random_state
+from ldm.training.signals import Signals
 
 logger = logging.getLogger(__name__)
 
@@ -38,30 +38,34 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` from which the run goes on exactly: every n optimiser steps, at the end, after an error, on a signal.
+    """Keeps `last.ckpt`, from which the run goes on exactly: every n optimiser steps, at the end, after an error, on a signal.
 
-    The loops and the states of chance are those of the last optimiser step, so a run that was stopped between two steps
-    (in the middle of an accumulation, of a validation, of a preview) repeats from there.
+    The loops and the states of chance in a checkpoint are those of the last optimiser step, so a run that was stopped between two of them
+    (in the middle of an accumulation, of a validation, of a preview) repeats from there. Lightning calls this after all other callbacks.
     """
 
-    def __init__(self, folder: str | Path, every_n_train_steps: int | None = None):
+    def __init__(self, folder: str | Path, every_n_train_steps: int | None = None, *, signals: Signals | None = None, enabled: bool = True):
         self.path = Path(folder) / LAST
         self.every_n_train_steps = every_n_train_steps or 0
-        self.saved_step = -1
-        self.seen_step = -1
+        self.signals = signals or Signals()
+        self.enabled = enabled
+        self.saved_step = self.seen_step = 0
         self.boundary: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved_step = self.seen_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.seen_step:
-            return                                             # accumulating: no step was made
-        crossed = self.every_n_train_steps and trainer.global_step // self.every_n_train_steps > self.seen_step // self.every_n_train_steps
-        self.seen_step = trainer.global_step
-        self.boundary = copy.deepcopy(trainer.fit_loop.state_dict()), random_state.capture()
-        if crossed:
+        if trainer.global_step != self.seen_step:              # not in the middle of an accumulation
+            self.boundary = copy.deepcopy(trainer.fit_loop.state_dict()), random_state.capture()
+            every, before, self.seen_step = self.every_n_train_steps, self.seen_step, trainer.global_step
+            if every and trainer.global_step // every > before // every:
+                self.save(trainer)
+        if self.signals.save_asked:
+            self.signals.save_asked = False
             self.save(trainer)
+            logger.info("asked by a signal: %s holds step %d", self.path, trainer.global_step)
+        self.signals.batch_ended()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.every_n_train_steps:
@@ -75,18 +79,17 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        loops, chance = self.boundary if self.boundary is not None else (None, random_state.capture())
-        if loops is not None and "loops" in checkpoint:
+        chance = random_state.capture()
+        # Of another step only if an error came between the optimiser's step and the end of its batch: then the loops as they are now fit.
+        if self.boundary is not None and trainer.global_step == self.seen_step:
+            loops, chance = self.boundary
             checkpoint["loops"]["fit_loop"] = copy.deepcopy(loops)
         checkpoint["random_states"] = gathered(chance, trainer)
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.to_restore = checkpoint.get("random_states")
-
     def save(self, trainer: pl.Trainer) -> None:
-        """Writes last.ckpt, unless it already holds this step."""
-        if trainer.global_step != self.saved_step or not self.path.exists():
-            trainer.save_checkpoint(self.path)
+        """Writes last.ckpt, unless it holds this step already."""
+        if self.enabled and (trainer.global_step != self.saved_step or not self.path.exists()):
+            trainer.save_checkpoint(self.path, weights_only=False)
             self.saved_step = trainer.global_step
 
 
@@ -144,23 +147,3 @@ class EmbeddingsSaver(Callback):
         manager.save(str(self.folder / "embeddings.pt"))
         manager.save(str(self.folder / f"embeddings_gs-{max(trainer.global_step - 1, 0)}.pt"))
 
-
-class SaveOnSignal(Callback):
-    """SIGUSR1: write last.ckpt at the end of this batch and go on."""
-
-    def __init__(self, last: LastCheckpoint):
-        self.last = last
-        self.asked = False
-
-    def ask(self, *_: Any) -> None:
-        self.asked = True
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if hasattr(signal, "SIGUSR1"):
-            signal.signal(signal.SIGUSR1, self.ask)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.asked:
-            self.asked = False
-            self.last.save(trainer)
-            logger.info("asked by a signal: wrote %s at step %d", self.last.path, trainer.global_step)

@@ -13,7 +13,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.util import accepted_parameters, get_obj_from_str
+
 SETS = ("train", "validation", "test", "predict")
+PERSONALIZATION = "model.params.personalization_config"
+CONCEPT_FLAGS = ("placeholder_string", "init_word", "embedding_manager_ckpt")
 
 
 def read_config(path: str | Path) -> DictConfig:
@@ -46,49 +50,56 @@ def section(config: DictConfig, dotted: str) -> DictConfig | None:
 
 
 def write_flags(config: DictConfig, opt: argparse.Namespace) -> None:
-    """Puts the flags that stand for a key into that key.
+    """Puts the flags that stand for a key into that key, and the learnt word into the captions.
 
     Raises ValueError where a flag has no section to go to.
     """
+    files = f" (configs: {', '.join(map(str, opt.base))})" if opt.base else ""
     if section(config, "model") is None:
-        raise ValueError("the config has no section model: (give one with --base FILE.yaml)")
-    params = "model.params"
+        raise ValueError(f"the config has no section model{files}; give one with --base FILE.yaml")
     if opt.actual_resume:
-        OmegaConf.update(config, f"{params}.ckpt_path", opt.actual_resume, force_add=True)
-    if opt.placeholder_string or opt.init_word or opt.embedding_manager_ckpt:
-        write_concept(config, opt)
+        OmegaConf.update(config, "model.params.ckpt_path", opt.actual_resume, force_add=True)
+    for flag in CONCEPT_FLAGS:
+        if getattr(opt, flag) and section(config, PERSONALIZATION) is None:
+            raise ValueError(f"--{flag}: the config has no {PERSONALIZATION}{files}, so this model learns no word. Add that section, or leave the flag out.")
+    write_concept(config, opt)
     if opt.data_root:
-        for name in data_sets(config, "--data_root"):
+        names = data_sets(config)
+        if not names:
+            raise ValueError(f"--data_root: the config has no data.params.train{files} to write it into")
+        for name in names:
             OmegaConf.update(config, f"data.params.{name}.params.data_root", opt.data_root, force_add=True)
 
 
 def write_concept(config: DictConfig, opt: argparse.Namespace) -> None:
-    """--placeholder_string, --init_word and --embedding_manager_ckpt go into the personalisation, and into the captions."""
-    if section(config, "model.params.personalization_config") is None:
-        flag = next(f"--{name}" for name in ("placeholder_string", "init_word", "embedding_manager_ckpt") if getattr(opt, name))
-        raise ValueError(f"{flag}: the config has no model.params.personalization_config, so this model learns no word. Add that section or leave the flag out.")
-    manager = "model.params.personalization_config.params"
+    """The concept's flags go into the personalisation; its first placeholder becomes the word of captions that name none themselves."""
+    manager = f"{PERSONALIZATION}.params"
     if opt.embedding_manager_ckpt:
         OmegaConf.update(config, f"{manager}.embedding_manager_ckpt", opt.embedding_manager_ckpt, force_add=True)
-    if opt.placeholder_string:
-        OmegaConf.update(config, f"{manager}.placeholder_strings", [opt.placeholder_string], force_add=True)
-        if section(config, "data.params") is not None:
-            for name in data_sets(config, "--placeholder_string"):
-                OmegaConf.update(config, f"data.params.{name}.params.placeholder_token", opt.placeholder_string, force_add=True)
     if opt.init_word:
         words = list(OmegaConf.select(config, f"{manager}.initializer_words") or [])
         OmegaConf.update(config, f"{manager}.initializer_words", [opt.init_word, *words[1:]], force_add=True)
+    if opt.placeholder_string:
+        OmegaConf.update(config, f"{manager}.placeholder_strings", [opt.placeholder_string], force_add=True)
+    words = OmegaConf.select(config, f"{manager}.placeholder_strings") if section(config, PERSONALIZATION) is not None else None
+    for name in data_sets(config) if words else ():
+        key = f"data.params.{name}.params.placeholder_token"
+        if takes_placeholder(config, name) and (opt.placeholder_string or OmegaConf.select(config, key) is None):
+            OmegaConf.update(config, key, words[0], force_add=True)
 
 
-def data_sets(config: DictConfig, flag: str) -> list[str]:
-    """Names of the data sets of the config (train, validation, …).
+def takes_placeholder(config: DictConfig, name: str) -> bool:
+    """Whether this data set writes captions round a placeholder. An unknown target is reported elsewhere."""
+    try:
+        accepted = accepted_parameters(get_obj_from_str(str(OmegaConf.select(config, f"data.params.{name}.target"))))
+    except (ValueError, ImportError):
+        return False
+    return accepted is not None and "placeholder_token" in accepted
 
-    Raises ValueError, naming the flag that needs them, where there are none.
-    """
-    names = [name for name in SETS if section(config, f"data.params.{name}") is not None]
-    if not names:
-        raise ValueError(f"{flag}: the config has no data.params.train to write it into")
-    return names
+
+def data_sets(config: DictConfig) -> list[str]:
+    """Names of the data sets of the config (train, validation, …)."""
+    return [name for name in SETS if section(config, f"data.params.{name}") is not None]
 
 
 def split(config: DictConfig) -> tuple[DictConfig, DictConfig]:

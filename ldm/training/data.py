@@ -1,6 +1,7 @@
 """The data module that yaml files call `main.DataModuleFromConfig`: data sets from `target:`/`params:`, loaders in a reproducible order."""
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -105,7 +106,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """How far the training loop is, for the sampler; nothing outside a Trainer."""
         if self.trainer is None:
             return {}
-        batches = -(-(-(-examples // self.trainer.world_size)) // self.batch_size)
+        batches = math.ceil(math.ceil(examples / self.trainer.world_size) / self.batch_size)
         limit = self.trainer.limit_train_batches
         if limit is not None:
             batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))

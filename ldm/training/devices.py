@@ -39,7 +39,8 @@ def checked_cards(gpus: Any) -> list[int] | int:
         cards = list(range(there))
     wanted = cards if isinstance(cards, list) else list(range(cards))
     if not there:
-        raise ValueError(f"--gpus {gpus} asks for {described(cards)}: this machine has no GPU that torch can use. Leave --gpus out, or write --gpus 0, to train on the CPU.")
+        raise ValueError(f"--gpus {gpus} asks for {described(cards)}: this machine has no GPU that torch can use. "
+                         "Leave --gpus out, or write --gpus 0, to train on the CPU.")
     missing = [card for card in wanted if card >= there]
     if missing:
         raise ValueError(f"--gpus {gpus} asks for {described(cards)}: this machine has {there} (numbers 0 to {there - 1})")

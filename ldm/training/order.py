@@ -5,6 +5,7 @@ and a resumed run goes on in the middle of an epoch with the very example that w
 """
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -51,9 +52,9 @@ class EpochSampler(Sampler[SeededIndex]):
                  batches_per_epoch: int | None = None, rank: int = 0, replicas: int = 1):
         self.length, self.seed, self.batch_size, self.shuffle = length, seed, batch_size, shuffle
         self.rank, self.replicas = rank, replicas
-        self.share = -(-length // replicas)
+        self.share = math.ceil(length / replicas)
         self.batches_done = batches_done
-        self.batches_per_epoch = batches_per_epoch or -(-self.share // batch_size)
+        self.batches_per_epoch = batches_per_epoch or math.ceil(self.share / batch_size)
 
     def __len__(self) -> int:
         return self.share

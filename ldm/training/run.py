@@ -1,74 +1,203 @@
 """One run, in the order in which things happen: words → config → checks → model, data, Trainer → plan → fit → test → results."""
 from __future__ import annotations
 
+import argparse
 import logging
 import os
+import pdb
 import sys
-from typing import Any
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
-from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ldm.training import arguments, compose
-from ldm.training.assembly import build_trainer, learning_rate
+from ldm.checkpoints import read_checkpoint
+from ldm.training import arguments, compose, plan, preflight
+from ldm.training.assembly import build_trainer
 from ldm.training.devices import chosen_devices, device_name
+from ldm.training.model import set_learning_rate
 from ldm.training.run_folder import RunFolder, new_run, resumed_run
+from ldm.training.validation import check_config
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = 130                                              # the shell's code for a command stopped by Ctrl-C
+# Said by Lightning of things that are done on purpose here, or that the plan says better.
+NOT_WORTH_SAYING = ("dataloader is not resumable", "does not have many workers", "Checkpoint directory .* exists and is not empty",
+                    "isinstance\\(treespec, LeafSpec\\)", "GPU available but not used", "is smaller than the logging interval")
+LIMITS, NO_LIMIT = ("max_steps", "max_epochs", "max_time"), (None, -1)
+
+
+class Run(NamedTuple):
+    """All that is known of a run before anything is built."""
+
+    folder: RunFolder
+    project: DictConfig                                        # model and data
+    lightning: DictConfig
+    trainer: dict[str, Any]                                    # arguments of the Trainer, its device chosen
+    resume_from: Path | None
+
+
+class Stopped(Exception):
+    """Ctrl-C while training; the text says how to go on."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code. One line on stderr says what went wrong, `--debug` shows where."""
+    """The training command; returns its exit code. An error is one message on stderr; `--debug` shows where it arose."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quieten()
     debug = False
     try:
         opt, dotted = arguments.parse(argv)
         debug = opt.debug
-        run(opt, dotted)
-    except (ValueError, OSError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        run = prepare(opt, dotted)
+        execute(opt, run)
+    except (KeyboardInterrupt, Stopped) as stop:
+        sys.stderr.write(f"\nstopped{f': {stop}' if str(stop) else ' before the first step; nothing was written'}\n")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (the border between the program and its user)
         if debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"\nerror: {in_one_message(error)}\n")
         return 1
     return 0
 
 
-def run(opt: Any, dotted: list[str]) -> None:
-    """Everything between the words and the exit code."""
+def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
+    """Words → config, checked. Raises before anything is built or written."""
     if opt.name and opt.resume:
-        raise ValueError("-n names a new run and -r goes on with an old one: give one of them (the resumed run keeps its name)")
+        raise ValueError("-n names a new run and -r goes on with an old one: give one of them (a resumed run keeps its name)")
     if opt.resume:
         folder = resumed_run(opt.resume)
     else:
         folder = new_run(opt.logdir, data_root=opt.data_root, base=opt.base, name=opt.name, postfix=opt.postfix, datadir_in_name=opt.datadir_in_name)
-    seed_everything(opt.seed, verbose=False)
+    given_trainer = {name: getattr(opt, name) for name in arguments.nondefault_trainer_args(opt)}
+    resume_from = given_trainer.pop("resume_from_checkpoint", None) or folder.resume_from
+    if resume_from is not None:
+        preflight.check_resumable(resume_from, read_checkpoint(resume_from, trust_pickle=opt.trust_pickle))
     config = compose.merge([*folder.saved_configs, *opt.base], dotted)
     compose.write_flags(config, opt)
+    check_config(config)
+    preflight.check(config, folder)
     project, lightning = compose.split(config)
-    trainer_config = dict(OmegaConf.to_container(lightning.get("trainer") or OmegaConf.create(), resolve=True))
-    trainer_config |= {name: getattr(opt, name) for name in arguments.nondefault_trainer_args(opt)}
-    resume_from = trainer_config.pop("resume_from_checkpoint", None) or folder.resume_from
-    trainer_config = chosen_devices(trainer_config)
-    folder.create()
-    fit(opt, folder, project, lightning, trainer_config, resume_from)
+    trainer = chosen_devices({**compose.as_plain(lightning.get("trainer") or {}), **given_trainer})
+    if opt.train and all(trainer.get(limit) in NO_LIMIT for limit in LIMITS):
+        raise ValueError("nothing says how long to train: give --max_steps N (or lightning.trainer.max_steps in the config)")
+    return Run(folder, project, OmegaConf.merge(lightning, {"trainer": {**(lightning.get("trainer") or {}), **given_trainer}}), trainer, resume_from)
 
 
-def fit(opt: Any, folder: RunFolder, project: Any, lightning: Any, trainer_config: dict[str, Any], resume_from: Any) -> None:
-    """Builds model, data and Trainer, and trains."""
-    model = instantiate_from_config(project.model)
-    data = instantiate_from_config(project.data)
-    trainer = build_trainer(folder, project, lightning, trainer_config, getattr(model, "monitor", None), trust_pickle=opt.trust_pickle)
-    rate = learning_rate(model, project.model.base_learning_rate, batch_size=project.data.params.batch_size, devices=trainer.num_devices,
-                         accumulate=trainer.accumulate_grad_batches, scale=opt.scale_lr)
-    logger.info("device         %s", device_name(trainer.strategy.root_device, trainer.num_devices))
-    logger.info("learning rate  %s", rate)
-    logger.info("steps          %s", trainer.max_steps)
-    logger.info("results        %s", folder.path)
+def execute(opt: argparse.Namespace, run: Run) -> None:
+    """Builds, says the plan, trains, tests, and says where the results are."""
+    seed_everything(opt.seed, verbose=False)
+    model = instantiate_from_config(compose.as_plain(run.project.model))
+    data = instantiate_from_config(compose.as_plain(run.project.data))
+    data.prepare_data()
+    data.setup()
+    trainer = build_trainer(run.folder, run.project, run.lightning, run.trainer, getattr(model, "monitor", None), trust_pickle=opt.trust_pickle)
+    rate = set_learning_rate(model, run.project.model.base_learning_rate, batch_size=run.project.data.params.batch_size,
+                             devices=trainer.num_devices * trainer.num_nodes, accumulate=trainer.accumulate_grad_batches, scale=opt.scale_lr)
+    say_plan(opt, run, trainer, model, data, rate)
+    if opt.dry_run:
+        logger.info("dry run: nothing was trained or written")
+        return
+    run.folder.create()
+    try:
+        if opt.train:
+            fit(trainer, model, data, run)
+        if not opt.no_test:
+            test(trainer, model, data, trained=opt.train)
+    except Exception:
+        if opt.debug and sys.stdin.isatty():
+            pdb.post_mortem()
+        raise
+    finally:
+        if opt.debug and not opt.resume and trainer.is_global_zero:
+            move_to_debug_runs(run.folder.path)
     if opt.train:
-        trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
-        logger.info("finished after %d steps; results in %s", trainer.global_step, os.fspath(folder.path))
+        say_results(run.folder, trainer.global_step)
 
 
-__all__ = ["Logger", "main", "run"]
+def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: Run) -> None:
+    """Trains. Raises Stopped where Ctrl-C ended it."""
+    try:
+        with logging_redirect_tqdm():
+            trainer.fit(model, data, ckpt_path=run.resume_from, weights_only=True)
+    except SystemExit as end:                                  # how Lightning leaves after a KeyboardInterrupt
+        if not trainer.interrupted:
+            raise
+        last = run.folder.checkpoints / "last.ckpt"
+        if not last.exists():
+            raise Stopped(f"before the first step; {run.folder.path} holds no checkpoint") from end
+        raise Stopped(f"at step {trainer.global_step}; go on with: python main.py -t -r {run.folder.path}") from end
+
+
+def test(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, *, trained: bool) -> None:
+    """Tests where there is something to test with, and says so where there is not."""
+    if "test" not in getattr(data, "datasets", {}):
+        logger.info("no test: the config has no data.params.test")
+    elif not is_overridden("test_step", model):
+        logger.info("no test: %s has no test_step", type(model).__name__)
+    else:
+        trainer.test(model, data)
+
+
+def say_plan(opt: argparse.Namespace, run: Run, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, rate: str) -> None:
+    """Logs the first lines."""
+    limits = [f"{key} {run.trainer[key]}" for key in LIMITS if run.trainer.get(key) not in NO_LIMIT]
+    facts = plan.Facts(
+        device=device_name(trainer.strategy.root_device, trainer.num_devices),
+        rate=rate,
+        steps=f"{', '.join(limits) or 'no limit'}; a step sees {trainer.accumulate_grad_batches} × {run.project.data.params.batch_size} examples",
+        base=OmegaConf.select(run.project, "model.params.ckpt_path"),
+        resume_from=run.resume_from,
+        folder=run.folder.path,
+    )
+    optimizers = plan.optimizers_of(model.configure_optimizers()) if opt.train else []
+    for line in plan.lines(model, data, facts, optimizers):
+        logger.info("%s", line)
+
+
+def say_results(folder: RunFolder, steps: int) -> None:
+    """Logs that the run is over and what it left."""
+    logger.info("finished after %d steps. Results in %s:", steps, folder.path)
+    for path, what in (
+        (folder.checkpoints / "last.ckpt", "the model, to go on with or to sample from"),
+        (folder.checkpoints / "embeddings.pt", "the learnt word"),
+        (folder.path / "images", "previews"),
+        (folder.path / "metrics.jsonl", "what was logged, a line a step"),
+    ):
+        if path.exists():
+            logger.info("  %-28s %s", path.relative_to(folder.path), what)
+
+
+def move_to_debug_runs(path: Path) -> None:
+    """LOGDIR/NAME → LOGDIR/debug_runs/NAME."""
+    target = path.parent / "debug_runs" / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(path, target)
+
+
+def quieten() -> None:
+    """Lets Lightning's chatter pass by; other processes than the first keep to warnings."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for pattern in NOT_WORTH_SAYING:
+        warnings.filterwarnings("ignore", message=f".*{pattern}")
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        logging.getLogger("ldm").setLevel(logging.WARNING)
+
+
+def in_one_message(error: BaseException) -> str:
+    """The error's text; for kinds that are not meant for a user, with the kind and how to see more."""
+    text = str(error).strip()
+    if text.startswith("Caught "):                             # a loader's worker wraps the text of the traceback round the cause
+        text = text.splitlines()[-1].partition(": ")[2] or text
+    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError)) and text:
+        return text
+    return f"{type(error).__name__}: {text or 'no text'} (--debug shows where)"
