@@ -25,12 +25,13 @@ OURS = ("ldm", "main")
 LIBRARY_TARGETS = (
     "torch.nn.Identity",
     "torch.optim.",
-    "taming.modules.losses.vqperceptual.",
     "taming.data.faceshq.",
     "pytorch_lightning.callbacks.",
     "pytorch_lightning.loggers.",
     "bitsandbytes.optim.",
 )
+# The library's constructor downloads weights; ours has its numbers and its keys, and asks no one.
+STAND_INS = {"taming.modules.losses.vqperceptual": "ldm.modules.losses.vqperceptual"}
 # Conditions that need no module of their own: a yaml writes them where a mapping with `target:` would stand.
 NO_MODULE_MARKS = ("__is_first_stage__", "__is_unconditional__")
 CHARACTERS_PER_256_PIXELS = 40
@@ -74,7 +75,8 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
     reload: read its module anew first. Raises ValueError for any other name, with the nearest one that exists.
     """
     module_name, _, name = string.rpartition(".")
-    ours = string.split(".")[0] in OURS and module_name
+    module_name = STAND_INS.get(module_name, module_name)
+    ours = module_name.split(".")[0] in OURS
     if not ours and not any(string == known or (known.endswith(".") and string.startswith(known)) for known in LIBRARY_TARGETS):
         library = ", ".join(known + "*" if known.endswith(".") else known for known in LIBRARY_TARGETS)
         raise ValueError(f"target {string!r} is not allowed: targets lie in ldm.*, main.* or {library}{_did_you_mean(string)}")
