@@ -1,0 +1,138 @@
+"""What the locality term costs a training step: time and memory, with the term over without it.
+
+python benchmarks/regularizer_cost.py [--config configs/characters/finetune_unfrozen.yaml] [--base-checkpoint assets/characters/model.safetensors]
+
+All variants train side by side in one process and take turns step by step, so that whatever else the machine does meets all of them alike.
+The last line is one JSON object:
+    plain_s       seconds a step of the unregularised model, the median
+    copy_ratio    FrozenCopy, 4 probes in every step, over plain: median of the rounds' ratios
+    cached_ratio  CachedTeacher, likewise
+    default_ratio the shipped yaml, mean over whole cycles of its `every` (most steps have no term, some have)
+    cached_extra_memory_ratio  (peak memory of CachedTeacher's step − peak of a plain one) / the latter, each in a process of its own
+Counting passes, a forward and a backward costing 1 and 2: copy (3·8 + 3·4 + 4) / (3·8) = 1.67, cached (3·8 + 3·4) / (3·8) = 1.5.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from ldm.util import get_obj_from_str
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VARIANTS = ("plain", "copy", "cached", "default")
+PROBES = 4
+
+
+def variant_config(plain: DictConfig, regularized: DictConfig, variant: str) -> DictConfig:
+    """The model section of a variant: the shipped yaml's own, or its term with another teacher, 4 probes and in every step."""
+    if variant == "plain":
+        return plain.model
+    model = OmegaConf.create(OmegaConf.to_container(regularized.model))
+    if variant != "default":
+        term = model.params.regularization_config.params
+        term.batch_size = PROBES
+        term.weight_config.params.every = 1
+        term.teacher_config = {"target": "ldm.regularization.teacher." + ("FrozenCopy" if variant == "copy" else "CachedTeacher")}
+    return model
+
+
+def build(config: DictConfig, base_checkpoint: Path, learning_rate: float) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The model as `main.py` would train it, and its optimiser. Its `global_step` is counted by hand: there is no Trainer here."""
+    model_class = get_obj_from_str(config.target)
+    counted = type(model_class.__name__, (model_class,), {"steps_done": 0, "global_step": property(lambda self: self.steps_done)})
+    model = counted(**config.params, ckpt_path=str(base_checkpoint))
+    model.learning_rate = learning_rate
+    model.setup("fit")
+    model.train()
+    optimizer = model.configure_optimizers()
+    return model, optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer[0][0]
+
+
+def batch_of(model: torch.nn.Module, size: int, pixels: int) -> dict[str, Any]:
+    """A batch of noise pictures with captions: the time of a step does not depend on what they show."""
+    return {"image": torch.rand(size, pixels, pixels, 3) * 2 - 1, "caption": ["a photo of a *"] * size}
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> float:
+    """One training step; its seconds."""
+    start = time.perf_counter()
+    loss, _ = model.shared_step(batch)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    model.steps_done += 1
+    return time.perf_counter() - start
+
+
+def measure_time(configs: dict[str, DictConfig], options: argparse.Namespace, pixels: int) -> dict[str, float]:
+    trained = {name: build(config, options.base_checkpoint, options.learning_rate) for name, config in configs.items()}
+    batch = batch_of(trained["plain"][0], options.batch_size, pixels)
+    every = int(configs["default"].params.regularization_config.params.weight_config.params.get("every", 1))
+    cycles = max(2, -(-options.rounds // every))
+    seconds: dict[str, list[float]] = {name: [] for name in trained}
+    for k in tqdm(range(every + cycles * every), desc="steps"):
+        for name, (model, optimizer) in trained.items():
+            spent = step(model, optimizer, batch)
+            if k >= every:  # the first cycle warms up
+                seconds[name].append(spent)
+    plain = seconds["plain"]
+    ratio = {name: statistics.median(a / b for a, b in zip(seconds[name], plain, strict=True)) for name in ("copy", "cached")}
+    per_cycle = [sum(seconds["default"][i : i + every]) / sum(plain[i : i + every]) for i in range(0, len(plain), every)]
+    return {
+        "plain_s": statistics.median(plain), "copy_ratio": ratio["copy"], "cached_ratio": ratio["cached"], "default_ratio": statistics.median(per_cycle),
+    }  # fmt: skip
+
+
+def peak_bytes(variant: str, options: argparse.Namespace) -> int:
+    """Peak resident memory of steps of one variant, in a process of its own."""
+    words = [sys.executable, __file__, "--peak-of", variant, "--config", str(options.config), "--base-checkpoint", str(options.base_checkpoint)]
+    printed = subprocess.run([*words, "--batch-size", str(options.batch_size)], check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout
+    return int(printed.strip().split("\n")[-1])
+
+
+def print_peak(config: DictConfig, options: argparse.Namespace, pixels: int) -> None:
+    model, optimizer = build(config, options.base_checkpoint, options.learning_rate)
+    batch = batch_of(model, options.batch_size, pixels)
+    step(model, optimizer, batch)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building: what counts is held and used while training
+    for _ in range(4):
+        step(model, optimizer, batch)
+    status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs/characters/finetune_unfrozen.yaml", help="the unregularised yaml; its twin ends in _reg.yaml")
+    parser.add_argument("--base-checkpoint", type=Path, default=REPOSITORY / "assets/characters/model.safetensors")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=40, help="measured steps of each variant")
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
+    plain = OmegaConf.load(options.config)
+    regularized = OmegaConf.load(options.config.with_name(options.config.stem + "_reg.yaml"))
+    pixels = int(plain.data.params.train.params.size)
+    configs = {name: variant_config(plain, regularized, name) for name in VARIANTS}
+    if options.peak_of:
+        print_peak(configs[options.peak_of], options, pixels)
+        return
+    result = measure_time(configs, options, pixels)
+    plain_peak, cached_peak = (peak_bytes(name, options) for name in ("plain", "cached"))
+    result["cached_extra_memory_ratio"] = (cached_peak - plain_peak) / plain_peak
+    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+
+
+if __name__ == "__main__":
+    main()
