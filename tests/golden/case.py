@@ -57,11 +57,13 @@ def _folder_with(file_name: str) -> Path:
 
 
 def oracle_file(name: str) -> Path:
-    """A file of the oracle, e.g. `manifest_sd_v1.json`; the test skips where `../shared` is absent."""
-    path = ORACLE / name
-    if not path.exists():
-        pytest.skip(f"../shared/oracle/{name} is absent here")
-    return path
+    """A file of the oracle, e.g. `manifest_sd_v1.json`, from `../shared` or from the shipped ones; the test skips where it is in neither."""
+    for folder in (ORACLE, SHIPPED):
+        if (folder / name).is_file():
+            return folder / name
+    if ORACLE.is_dir():
+        pytest.fail(f"../shared/oracle has no {name}")
+    pytest.skip(f"{name} is neither in ../shared/oracle (absent here) nor in tests/golden/data")
 
 
 def golden_path(file_name: str) -> Path:
