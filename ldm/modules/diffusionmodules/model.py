@@ -81,10 +81,20 @@ def _sizes(resolution: int, levels: int) -> list[int]:
     return [resolution // 2**level for level in range(levels)]
 
 
+def _regroup(network: nn.Module, groups: int) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            if module.num_channels % groups:
+                raise ValueError(f"num_norm_groups is {groups}, which does not divide the {module.num_channels} channels of a level")
+            module.num_groups = groups
+
+
 class Encoder(nn.Module):
     """Picture (B, in_channels, H, W) -> features (B, z_channels, h, w), twice the channels with `double_z` (means and log-variances).
 
     ch: width of the first level, times `ch_mult` per level; resolution: the nominal H, used only to find the levels of `attn_resolutions`.
+    num_norm_groups: of each group normalisation. 32 groups of a 32-channel level are single channels, whose means, and with them
+        the colours, are normalised away; a narrow network needs fewer.
     out_ch and other keys of a `ddconfig` belong to the Decoder.
     """
 
@@ -104,6 +114,7 @@ class Encoder(nn.Module):
         double_z: bool = True,
         use_linear_attn: bool = False,
         attn_type: str = "vanilla",
+        num_norm_groups: int = 32,
         **ignore_kwargs,
     ):
         super().__init__()
@@ -129,6 +140,7 @@ class Encoder(nn.Module):
         self.mid = _Middle(width, attn_type, dropout, self.temb_ch)
         self.norm_out = Normalize(width)
         self.conv_out = nn.Conv2d(width, 2 * z_channels if double_z else z_channels, kernel_size=3, padding=1)
+        _regroup(self, num_norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -144,7 +156,7 @@ class Decoder(nn.Module):
     """Features (B, z_channels, h, w) -> picture (B, out_ch, H, W), with one block a level more than the Encoder.
 
     give_pre_end: return the features before the last normalisation; tanh_out: squash the picture into [-1, 1].
-    in_channels and other keys of a `ddconfig` belong to the Encoder. `up[0]` is the finest level.
+    num_norm_groups: as for the Encoder. in_channels and other keys of a `ddconfig` belong to the Encoder. `up[0]` is the finest level.
     """
 
     def __init__(
@@ -164,6 +176,7 @@ class Decoder(nn.Module):
         tanh_out: bool = False,
         use_linear_attn: bool = False,
         attn_type: str = "vanilla",
+        num_norm_groups: int = 32,
         **ignorekwargs,
     ):
         super().__init__()
@@ -192,6 +205,7 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(reversed(stages))
         self.norm_out = Normalize(width)
         self.conv_out = nn.Conv2d(width, out_ch, kernel_size=3, padding=1)
+        _regroup(self, num_norm_groups)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
