@@ -1,0 +1,55 @@
+"""Tune a network on one concept and keep it, everywhere else, where it was.
+
+    L = L_original + λ · R
+    R = E_{choice ~ conditioning, (z_t, t) ~ latents}  w(t) · ‖f_θ(z_t, t, τ_θ(choice)) − sg f_θ₀(z_t, t, τ_θ₀(choice))‖²
+
+Idea: pivotal tuning's locality regularisation (Roich et al. 2021, arXiv 2106.05744), moved from a generator's latents to a
+diffusion model's noisy latents and conditions. The parts, each chosen by `target:` in the yaml:
+
+| file | question | answers |
+| --- | --- | --- |
+| `conditioning` | where in c? | EmptyPrompt, ClassPrompts, Mixture |
+| `latents` | where in (z_t, t)? | TrainingLatents, NoiseLatents, PriorSamples |
+| `teacher` | who is right? | FrozenCopy, CachedTeacher |
+| `losses` | how far apart? | NoiseMSE |
+| `weight` | how much, and when? | ConstantWeight |
+
+`regularizer` joins them; `types` holds the words they share, `choices` what chance may decide, `chance` the source of randomness, `bank`
+what is made once and kept on disk; `configuration` and `scopes` help the model that carries the term. Another part is one small class
+with the few methods of its base, in any module below ldm: its `target:` is enough.
+This package knows tensors and callables; `ldm.models.diffusion.regularized` ties it to LatentDiffusion.
+"""
+from ldm.regularization.bank import hash_tensors
+from ldm.regularization.conditioning import ClassPrompts, Conditioning, EmptyPrompt, Mixture
+from ldm.regularization.latents import Latents, NoiseLatents, PriorSamples, TrainingLatents
+from ldm.regularization.losses import NoiseMSE
+from ldm.regularization.regularizer import LocalityRegularizer
+from ldm.regularization.teacher import CachedTeacher, FrozenCopy, Teacher
+from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, Term, TrainingBatch, Words
+from ldm.regularization.weight import ConstantWeight
+
+__all__ = [
+    "CachedTeacher",
+    "Choice",
+    "ClassPrompts",
+    "Conditioning",
+    "ConstantWeight",
+    "EmptyPrompt",
+    "FrozenCopy",
+    "Latents",
+    "LocalityRegularizer",
+    "Mixture",
+    "Model",
+    "NoiseLatents",
+    "NoiseMSE",
+    "NoisyLatents",
+    "Part",
+    "PriorSamples",
+    "Start",
+    "Teacher",
+    "Term",
+    "TrainingBatch",
+    "TrainingLatents",
+    "Words",
+    "hash_tensors",
+]

@@ -1,0 +1,53 @@
+"""What chance may decide for a batch of probes; each knows how either network's encoder turns it into c."""
+from typing import Any, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ldm.regularization.types import Choice, PromptEncoder
+
+
+class Prompts:
+    """The choice that is a prompt."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = tuple(texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Sequence[int]) -> "Prompts":
+        return Prompts([self.texts[row] for row in rows])
+
+    def encode(self, encoder: PromptEncoder) -> Tensor:
+        return encoder(self.texts)
+
+    def facts(self) -> List[str]:
+        return list(self.texts)
+
+
+class Joined:
+    """Choices of several kinds in one batch."""
+
+    def __init__(self, parts: Sequence[Choice], rows: Sequence[Tuple[int, int]]):
+        self.parts = tuple(parts)
+        self.rows = tuple(rows)  # (part, row in that part)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, rows: Sequence[int]) -> "Joined":
+        return Joined(self.parts, [self.rows[row] for row in rows])
+
+    def encode(self, encoder: PromptEncoder) -> Tensor:
+        encoded: List[Tensor] = []
+        order: List[int] = []
+        for number, part in enumerate(self.parts):
+            places = [place for place, (owner, _) in enumerate(self.rows) if owner == number]
+            if places:
+                encoded.append(part.select([self.rows[place][1] for place in places]).encode(encoder))
+                order += places
+        return torch.cat(encoded)[torch.tensor(order).argsort().to(encoded[0].device)]
+
+    def facts(self) -> List[Any]:
+        return [[part.facts() for part in self.parts], [list(row) for row in self.rows]]

@@ -1,0 +1,160 @@
+"""The term that keeps the tuned network where it was: R = E w(t) ‖f_θ(z_t, t, τ_θ(choice)) − sg f_θ₀(z_t, t, τ_θ₀(choice))‖², times λ.
+
+Joins the parts, and is the only file that knows more than one of them.
+"""
+import logging
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, Optional
+
+import torch
+
+from ldm.regularization.chance import SEED_LIMIT, Chance
+from ldm.regularization.conditioning import Conditioning
+from ldm.regularization.latents import Latents, latent_shape
+from ldm.regularization.losses import NoiseMSE
+from ldm.regularization.teacher import Teacher
+from ldm.regularization.types import Model, Start, Term, TrainingBatch, Words
+from ldm.regularization.weight import ConstantWeight
+
+logger = logging.getLogger(__name__)
+
+LARGEST_FLOOR = 1.0e-3  # of mean f0²: ten times what a whole bf16 network rounds
+VALIDATION_SEED_OFFSET = 2**40  # beyond any rank: training and validation never share a seed
+
+
+class LocalityRegularizer:
+    """The term, made of ready parts (`regularization_config`).
+
+    weight, conditioning, latents, teacher, loss: the parts. batch_size: probes a step, where the latents are not the training
+    batch's own. seed: of the bank, and with the rank added of the probes.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: ConstantWeight,
+        conditioning: Conditioning,
+        latents: Latents,
+        teacher: Teacher,
+        loss: Optional[Callable[..., torch.Tensor]] = None,
+        batch_size: int = 1,
+        seed: int = 23,
+    ):
+        if int(batch_size) != batch_size or batch_size < 1:
+            raise ValueError(f"regularization_config.params.batch_size is {batch_size}; expected a whole number of at least 1")
+        self.weight = weight
+        self.conditioning = conditioning
+        self.latents = latents
+        self.teacher = teacher
+        self.loss = loss or NoiseMSE()
+        self.batch_size = int(batch_size)
+        self.seed = int(seed)
+        self.acted = 0  # optimiser steps that carried the term
+        self.floor: Optional[float] = None
+        self.theta_hash: Optional[str] = None
+        self._last_acted = -1
+        self._source: Optional[Latents] = None
+        self._repeated: Optional[Dict[str, Any]] = None
+
+    @property
+    def on(self) -> bool:
+        """Whether the term is ever computed. Off, nothing is drawn, sampled or copied."""
+        return self.weight.on
+
+    @property
+    def ready(self) -> bool:
+        """Whether θ₀ has been taken."""
+        return self._source is not None
+
+    def bind(self, words: Words) -> None:
+        """Tell the conditioning what the run calls things; raises what it finds wrong."""
+        self.conditioning.bind(words)
+
+    @torch.no_grad()
+    def prepare(self, start: Start) -> None:
+        """Take θ₀ and make or find the banks: once, while θ is θ₀ still."""
+        if start.hybrid and not self.latents.brings_concat:
+            raise ValueError(
+                f"{self.latents.describe()} has no c_concat, which conditioning_key: hybrid needs beside the text; use latents_config: TrainingLatents."
+            )
+        self.theta_hash = start.theta_hash
+        self.training_chance = Chance((self.seed + start.rank) % SEED_LIMIT)
+        self.validation_chance = Chance((self.seed + VALIDATION_SEED_OFFSET + start.rank) % SEED_LIMIT)
+        self.latents.prepare(start, self.conditioning)
+        self._source = self.teacher.prepare(start, self.conditioning, self.latents)
+        if not start.hybrid:
+            self._measure_floor(start)
+
+    def due(self, step: int, training: bool) -> bool:
+        """Whether R is computed for this batch: in training in the weight's steps, in validation always."""
+        return self.weight.due(step) if training else self.on
+
+    def __call__(self, model: Model, batch: TrainingBatch, step: int, training: bool = True) -> Term:
+        """The term at optimiser step `step` (from 0); with a graph to θ, without one to θ₀ or to the concept's vectors."""
+        chance = self.training_chance if training else self.validation_chance
+        if not training and self._repeated is not None:
+            chance.load_state_dict(self._repeated)
+        probes = self._source.draw(model, batch, self.batch_size, self.conditioning, chance)  # z_t (B, C, h, w), t (B,), B choices
+        f, f0 = model.denoise(probes), self.teacher(model, probes)  # (B, C, h, w); each encodes with its own encoder
+        R, weight = self.loss(f, f0, probes, model), self.weight.at(step)
+        if training:
+            self._count(step)
+        # Where R is computed in every k-th step only, it stands for the k − 1 steps without it.
+        factor = self.weight.every if training else 1
+        return Term(weight * factor * R, {"loss_locality": R.detach(), "locality_weight": weight})
+
+    @contextmanager
+    def equal_validation_draws(self) -> Iterator[None]:
+        """Inside, every validation pass meets the same probes: the plain and the EMA weights are compared on them."""
+        self._repeated = self.validation_chance.state_dict()
+        try:
+            yield
+        finally:
+            self._repeated = None
+
+    def describe(self) -> str:
+        """One line for the log: on or off; what, where and how often."""
+        if not self.on:
+            return "locality term: off (its weight is 0); the run is the unregularised one"
+        parts = (self.weight, self.conditioning, self.latents, self.teacher, self.loss)
+        return "locality term: on; " + "; ".join(part.describe() for part in parts) + f"; {self.batch_size} probes a batch; seed {self.seed}"
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What a resumed run needs: plain values and tensors, nothing of θ₀ but its hash."""
+        return {
+            "theta_hash": self.theta_hash,
+            "training": self.training_chance.state_dict(),
+            "validation": self.validation_chance.state_dict(),
+            "weight": self.weight.state_dict(),
+            "acted": self.acted,
+            "last_acted": self._last_acted,
+        }
+
+    def load_state_dict(self, state: Dict[str, Any], rank: int = 0) -> None:
+        """Go on from `state`. Raises ValueError if it belongs to another θ₀."""
+        if state["theta_hash"] != self.theta_hash:
+            raise ValueError(
+                f"this run was started from another base: the checkpoint to be resumed names a frozen model with SHA-256 {state['theta_hash']}, "
+                f"the base checkpoint given now has {self.theta_hash}. Give --actual_resume the base of the first start (it may have moved)."
+            )
+        self.training_chance.load_state_dict(state["training"], rank)
+        self.validation_chance.load_state_dict(state["validation"], rank)
+        self.weight.load_state_dict(state["weight"])
+        self.acted, self._last_acted = state["acted"], state["last_acted"]
+
+    def _count(self, step: int) -> None:
+        if step != self._last_acted:  # with accumulation several batches belong to one step
+            self.acted += 1
+            self._last_acted = step
+
+    def _measure_floor(self, start: Start) -> None:
+        """R at θ = θ₀ relative to mean f0²: 0, or the rounding of the teacher's format."""
+        chance = Chance(start.seed)
+        z_t = chance.normal((self.batch_size, *latent_shape(start.model))).to(start.device)
+        batch = TrainingBatch(z_t, chance.timesteps(self.batch_size, start.model.num_timesteps).to(start.device))
+        probes = self._source.draw(start.model, batch, self.batch_size, self.conditioning, chance)
+        f, f0 = start.model.denoise(probes).float(), self.teacher(start.model, probes).float()
+        self.floor = float((f - f0).pow(2).mean() / f0.pow(2).mean().clamp_min(torch.finfo(torch.float32).tiny))
+        logger.info("locality term: before the first step R is %.1e of the mean square of the frozen output", self.floor)
+        if self.floor > LARGEST_FLOOR:
+            logger.warning("locality term: that is more than rounding explains (%.0e); does the model draw random numbers in eval mode?", LARGEST_FLOOR)

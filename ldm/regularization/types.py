@@ -1,0 +1,117 @@
+"""The words in which the parts of the regulariser speak to each other, and to the model.
+
+Letters, for the whole package: z_t noisy latent (B, C, h, w) · t timestep (B,) · c = τ(p) encoding of a prompt p (B, L, d) ·
+e token embeddings before the text transformer (B, L, d) · f a network's output, f0 the frozen one's · θ the tuned, θ₀ the frozen network.
+"""
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+
+class PromptEncoder(Protocol):
+    """τ of one of the two networks; whoever holds a choice calls it, once for each network."""
+
+    def __call__(self, prompts: Sequence[str], edit_tokens: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+        """c of shape (B, L, d). `edit_tokens` may change e (B, L, d) once the placeholders' vectors are in, before positions are added."""
+
+
+class Choice(Protocol):
+    """What chance decided for n probes (a prompt, a point of a sphere): drawn once, encoded by both networks."""
+
+    def __len__(self) -> int:
+        """n."""
+
+    def select(self, rows: Sequence[int]) -> "Choice":
+        """The choices of these rows, in this order, repeats allowed."""
+
+    def encode(self, encoder: PromptEncoder) -> Tensor:
+        """c of shape (n, L, d)."""
+
+    def facts(self) -> Any:
+        """Plain values that tell this choice from any other: they enter the keys of caches."""
+
+
+class Words(NamedTuple):
+    """What the training run calls things."""
+
+    placeholders: Tuple[str, ...]
+    class_word: Optional[str]  # the first placeholder's init word
+    templates: Tuple[str, ...]  # of the training captions; each has one {}
+
+
+class TrainingBatch(NamedTuple):
+    """The batch that the step trains on; other parts take device and dtype from it."""
+
+    z_t: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,), int64
+    captions: Optional[Tuple[str, ...]] = None  # B, where the condition is text
+    c_concat: Optional[List[Tensor]] = None  # (B, ·, h, w) each, where the network takes such a condition too
+
+
+class NoisyLatents(NamedTuple):
+    """Probes: the points at which the two networks must agree."""
+
+    z_t: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,), int64
+    choice: Choice  # B of them
+    c_concat: Optional[List[Tensor]] = None
+    frozen: Optional[Tensor] = None  # f0 (B, C, h, w), where it was stored
+
+    def to(self, device: torch.device) -> "NoisyLatents":
+        """The same probes with their tensors on `device`."""
+        concat = None if self.c_concat is None else [part.to(device) for part in self.c_concat]
+        frozen = None if self.frozen is None else self.frozen.to(device)
+        return NoisyLatents(self.z_t.to(device), self.t.to(device), self.choice, concat, frozen)
+
+
+class Term(NamedTuple):
+    """What one step adds."""
+
+    loss: Tensor  # (), what is differentiated
+    logs: Dict[str, Any]  # without train/ or val/
+
+
+class Model(Protocol):
+    """What the parts ask of the model: `LatentDiffusion`'s own names, and four that `RegularizedLatentDiffusion` adds."""
+
+    num_timesteps: int
+    channels: int
+    image_size: int
+    alphas_cumprod: Tensor  # (T,)
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """z_t of shape (B, C, h, w)."""
+
+    def denoise(self, probes: NoisyLatents, theta: Optional[Dict[str, nn.Module]] = None) -> Tensor:
+        """f at the probes (B, C, h, w), through `apply_model`; with the modules of `theta` in place of the model's own if given."""
+
+    def draw_prior(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tensor:
+        """z_0 (B, C, h, w), sampled from x_T (B, C, h, w) by the model as it stands."""
+
+    def tuned_modules(self) -> Dict[str, nn.Module]:
+        """The modules that tuning may change, by attribute name."""
+
+
+class Start(NamedTuple):
+    """What is known when a run starts: θ is still θ₀, and lies on the device where it will train."""
+
+    model: Model
+    theta_hash: str  # SHA-256 over θ₀
+    facts: Dict[str, Any]  # what else decides θ₀'s outputs; plain values
+    seed: int
+    device: torch.device
+    rank: int = 0
+    wait: Callable[[], Any] = lambda: None  # returns when every rank has come here
+    hybrid: bool = False  # the network needs a c_concat beside the text
+    concept_moves: bool = True  # the placeholder's vectors are being trained
+
+
+class Part:
+    """A part of the regulariser. Each subclass states its default behaviour in its own few methods."""
+
+    def describe(self) -> str:
+        """Name and settings, for the log and for the keys of caches."""
+        plain = (int, float, str)
+        settings = (f"{name}={value}" for name, value in vars(self).items() if isinstance(value, plain) and not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(settings)})"

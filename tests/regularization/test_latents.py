@@ -1,0 +1,147 @@
+"""From where (z_t, t) come, and that a bank is drawn once."""
+from collections import Counter
+
+import pytest
+import torch
+
+from ldm.regularization import ClassPrompts, EmptyPrompt, Mixture, NoiseLatents, PriorSamples, TrainingLatents
+from ldm.regularization.chance import Chance
+from tests.regularization.doubles import WORDS, ToyModel, batch_of, start_of
+
+
+@pytest.fixture
+def conditioning():
+    conditioning = ClassPrompts()
+    conditioning.bind(WORDS)
+    return conditioning
+
+
+@pytest.fixture
+def prior(tmp_path):
+    return lambda **settings: PriorSamples(**{"samples": 6, "ddim_steps": 2, "cache_dir": str(tmp_path), **settings})
+
+
+def test_training_latents_are_the_batchs_own(conditioning):
+    batch = batch_of(3, captions=("a photo of a *",) * 3)
+    probes = TrainingLatents().draw(ToyModel(), batch, 1, conditioning, Chance(0))
+    assert probes.z_t is batch.z_t and probes.t is batch.t and probes.choice.texts == ("a photo of a cat",) * 3
+
+
+def test_training_latents_bring_the_other_condition_of_a_hybrid_network(conditioning):
+    mask = torch.ones(2, 1, 4, 4)
+    probes = TrainingLatents().draw(ToyModel(), batch_of(2)._replace(c_concat=[mask]), 1, conditioning, Chance(0))
+    assert probes.c_concat == [mask]
+
+
+def test_noise_is_standard_normal_at_the_last_timestep(conditioning):
+    probes = NoiseLatents().draw(ToyModel(), batch_of(1), 400, conditioning, Chance(0))
+    assert probes.z_t.shape == (400, 2, 4, 4) and set(probes.t.tolist()) == {19}
+    assert abs(probes.z_t.mean()) < 0.03 and abs(probes.z_t.std() - 1) < 0.03
+    anywhere = NoiseLatents(any_t=True).draw(ToyModel(), batch_of(1), 400, conditioning, Chance(0))
+    assert set(anywhere.t.tolist()) == set(range(20))
+
+
+def test_probes_take_device_and_dtype_of_the_batch(conditioning, prior):
+    batch = batch_of(1)._replace(z_t=torch.zeros(1, 2, 4, 4, dtype=torch.float64), t=torch.zeros(1, dtype=torch.int32))
+    latents = prior()
+    latents.prepare(start_of(ToyModel()), conditioning)
+    for source in (NoiseLatents(), latents):
+        probes = source.draw(ToyModel(), batch, 2, conditioning, Chance(0))
+        assert probes.z_t.dtype == torch.float64 and probes.t.dtype == torch.int32
+
+
+def test_prior_samples_are_noised_by_the_models_own_schedule(conditioning, prior):
+    class AlwaysThree(ToyModel):
+        def draw_prior(self, prompts, x_T, ddim_steps, guidance_scale):
+            return torch.full_like(x_T, 3.0)
+
+    model, latents = AlwaysThree(), prior(samples=1)
+    latents.prepare(start_of(model), conditioning)
+    probes = latents.draw(model, batch_of(1), 4000, conditioning, Chance(0))
+    assert set(probes.t.tolist()) == set(range(20))
+    for t in (0, 10, 19):
+        abar, z_t = model.alphas_cumprod[t], probes.z_t[probes.t == t]
+        torch.testing.assert_close(z_t.mean(), 3 * abar.sqrt(), atol=0.05, rtol=0)
+        torch.testing.assert_close(z_t.var(), 1 - abar, atol=0.05, rtol=0)
+
+
+def test_every_entry_keeps_the_prompt_it_was_drawn_for(conditioning, prior):
+    class LengthOfPrompt(ToyModel):
+        def draw_prior(self, prompts, x_T, ddim_steps, guidance_scale):
+            return torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1, 1).expand_as(x_T)
+
+    model, latents = LengthOfPrompt(), prior()
+    model.alphas_cumprod.fill_(1.0)  # no noise: z_t is z_0
+    latents.prepare(start_of(model), conditioning)
+    for probes in (latents.draw(model, batch_of(1), 9, conditioning, Chance(0)), latents.population(start_of(model), conditioning, 2)):
+        assert probes.z_t.mean(dim=(1, 2, 3)).tolist() == [len(prompt) for prompt in probes.choice.texts]
+
+
+def test_every_sample_is_dealt_once_a_round(conditioning, prior):
+    latents, model = prior(), ToyModel()
+    model.alphas_cumprod.fill_(1.0)  # no noise: z_t tells which sample it was
+    latents.prepare(start_of(model), conditioning)
+    probes = latents.draw(model, batch_of(1), 6, conditioning, Chance(0))
+    assert len({tuple(z.flatten().tolist()) for z in probes.z_t}) == 6
+
+
+def test_the_bank_is_made_once_and_a_warm_cache_gives_the_same_draws(conditioning, prior):
+    model = ToyModel()
+    cold, warm = prior(), prior()
+    cold.prepare(start_of(model), conditioning)
+    assert model.priors == 6
+    warm.prepare(start_of(model), conditioning)
+    assert model.priors == 6
+    first, second = (latents.draw(model, batch_of(1), 5, conditioning, Chance(3)) for latents in (cold, warm))
+    assert torch.equal(first.z_t, second.z_t) and torch.equal(first.t, second.t) and first.choice.texts == second.choice.texts
+
+
+@pytest.mark.parametrize("change", [{"samples": 7}, {"ddim_steps": 3}, {"guidance_scale": 2.0}], ids=str)
+def test_any_setting_that_decides_the_samples_makes_a_new_bank(conditioning, prior, change):
+    model = ToyModel()
+    prior().prepare(start_of(model), conditioning)
+    made = model.priors
+    prior(**change).prepare(start_of(model), conditioning)
+    assert model.priors > made
+
+
+@pytest.mark.parametrize("change", [{"theta_hash": "another"}, {"seed": 2}, {"facts": {"heads": 8}}], ids=str)
+def test_so_does_another_frozen_model_or_seed(conditioning, prior, change):
+    model = ToyModel()
+    prior().prepare(start_of(model), conditioning)
+    prior().prepare(start_of(model, **change), conditioning)
+    assert model.priors == 12
+
+
+def test_so_do_other_prompts_but_not_the_size_of_a_sampling_batch(prior, conditioning):
+    model = ToyModel()
+    prior().prepare(start_of(model), conditioning)
+    prior(sampling_batch_size=4).prepare(start_of(model), conditioning)
+    assert model.priors == 6
+    prior().prepare(start_of(model), EmptyPrompt())
+    assert model.priors == 12
+
+
+def test_the_bank_of_a_mixture_has_entries_in_the_ratio_of_its_weights(prior):
+    mixture = Mixture([EmptyPrompt(), ClassPrompts()], [1, 2])
+    mixture.bind(WORDS)
+    latents = prior(samples=9)
+    latents.prepare(start_of(ToyModel()), mixture)
+    choice = latents.draw(ToyModel(), batch_of(1), 9, mixture, Chance(0)).choice
+    seen = []
+    choice.encode(lambda prompts: seen.extend(prompts) or torch.zeros(len(prompts), 1, 1))
+    assert Counter(prompt == "" for prompt in seen) == {True: 3, False: 6}
+
+
+def test_the_population_covers_all_timesteps_evenly(conditioning, prior):
+    latents = prior(samples=50)
+    latents.prepare(start_of(ToyModel()), conditioning)
+    t = latents.population(start_of(ToyModel()), conditioning, 4).t.view(50, 4)
+    assert all(((t >= 5 * stretch) & (t < 5 * (stretch + 1)))[:, stretch].all() for stretch in range(4))
+    assert len(set(t.flatten().tolist())) == 20
+
+
+@pytest.mark.parametrize("make", [lambda: PriorSamples(samples=0), lambda: PriorSamples(ddim_steps=1.5), lambda: NoiseLatents(samples=-1)])
+def test_counts_below_one_are_refused(make):
+    with pytest.raises(ValueError, match="latents_config.params"):
+        make()
