@@ -4,13 +4,25 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-from typing import Any
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 
+OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]-]*=")
 # Arguments of the Trainer that hold objects: they come from the config (`lightning.callbacks`, `lightning.logger`) or from us.
 NOT_ON_THE_COMMAND_LINE = frozenset({"self", "logger", "callbacks", "plugins", "model_registry"})
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (--help lists the flags)")
 
 
 def str2bool(text: str | bool) -> bool:
@@ -41,7 +53,7 @@ def trainer_arguments() -> dict[str, Any]:
 
 def get_parser(**parser_kwargs: Any) -> argparse.ArgumentParser:
     """The parser of the command's own flags. `parser_kwargs` go to `ArgumentParser`."""
-    parser = argparse.ArgumentParser(allow_abbrev=False, **parser_kwargs)
+    parser = Parser(allow_abbrev=False, **parser_kwargs)
     switch: dict[str, Any] = {"type": str2bool, "nargs": "?", "const": True}
 
     run = parser.add_argument_group("the run")
@@ -91,9 +103,24 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     Raises ValueError for a word that is neither, with the nearest flag.
     """
     parser = add_trainer_arguments(get_parser(prog="main.py", description=__doc__))
-    opt, rest = parser.parse_known_args(argv)
+    words, overrides = without_overrides(parser, sys.argv[1:] if argv is None else argv)
+    opt, rest = parser.parse_known_args(words)
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    return opt, [as_override(word, flags) for word in rest]
+    return opt, [*overrides, *(as_override(word, flags) for word in rest)]
+
+
+def without_overrides(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(other words, overrides): a `dotted.key=value` behind a switch or a list of files would be taken for its argument."""
+    greedy = {flag for action in parser._actions if action.type is str2bool or action.nargs == "*" for flag in action.option_strings}
+    words, overrides, flag = [], [], None
+    for word in argv:
+        if word.startswith("-"):
+            flag = word
+        if flag in greedy and OVERRIDE.match(word) and not os.path.exists(word):
+            overrides.append(word)
+        else:
+            words.append(word)
+    return words, overrides
 
 
 def as_override(word: str, flags: list[str]) -> str:

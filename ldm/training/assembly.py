@@ -67,8 +67,8 @@ def build_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfi
         base = settings.get(key, {})
         settings[key] = {**base, **(override or {}), "params": {**base.get("params", {}), **((override or {}).get("params") or {})}}
     signals = Signals()
-    callbacks = [instantiate_from_config(setting) for setting in settings.values()]
-    callbacks += [RestoreChance(), EmbeddingsSaver(folder.checkpoints), StepBar(), signals]
+    callbacks = [signals, *(instantiate_from_config(setting) for setting in settings.values())]
+    callbacks += [RestoreChance(), EmbeddingsSaver(folder.checkpoints), StepBar()]
     return [*callbacks, *build_checkpoints(folder, lightning, monitor, signals)]
 
 
