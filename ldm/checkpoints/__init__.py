@@ -7,5 +7,6 @@
 from ldm.checkpoints.loading import LoadReport, load_tensors, load_weights
 from ldm.checkpoints.reading import read_checkpoint, read_state_dict
 from ldm.checkpoints.writing import atomic_write, save_weights
+from ldm.regularization.bank import hash_tensors
 
-__all__ = ["LoadReport", "atomic_write", "load_tensors", "load_weights", "read_checkpoint", "read_state_dict", "save_weights"]
+__all__ = ["LoadReport", "atomic_write", "hash_tensors", "load_tensors", "load_weights", "read_checkpoint", "read_state_dict", "save_weights"]

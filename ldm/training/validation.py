@@ -15,6 +15,9 @@ from ldm.util import NO_MODULE_MARKS, accepted_parameters, get_obj_from_str
 
 SECTIONS = ("model", "data", "lightning")
 BLOCK_KEYS = ("target", "params")
+# What the models take as a block to build; anything else is one if it says `target:`.
+BLOCKS = ("unet_config", "first_stage_config", "cond_stage_config", "lossconfig", "ddconfig", "personalization_config", "regularization_config",
+          "scheduler_config", "optimizer_config")
 LIGHTNING_KEYS = ("trainer", "callbacks", "modelcheckpoint", "logger")
 NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 # Where a word of the user's stands a number may be meant as text.
@@ -109,7 +112,7 @@ def inner(where: str, key: str, value: Any) -> list[str]:
 def nested(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(key, block) of the blocks directly below these parameters, inside lists too."""
     for key, value in params.items():
-        if key in ("ddconfig", "lossconfig") or key.endswith("_config") or (isinstance(value, Mapping) and "target" in value):
+        if key in BLOCKS or (isinstance(value, Mapping) and "target" in value):
             yield key, value
         elif isinstance(value, list):
             yield from ((f"{key}[{index}]", item) for index, item in enumerate(value) if isinstance(item, Mapping) and "target" in item)
