@@ -1,0 +1,51 @@
+"""The loss without a network: its units, its terms, one at a time."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.modules.losses import L1WithGradient
+from ldm.modules.losses.reconstruction import neighbour_differences
+
+
+def posterior(mean: float, batch: int = 2) -> DiagonalGaussianDistribution:
+    """Unit variance; KL to N(0, 1) is mean² / 2 a latent entry."""
+    return DiagonalGaussianDistribution(torch.cat([torch.full((batch, 4, 2, 2), mean), torch.zeros(batch, 4, 2, 2)], 1))
+
+
+def test_constant_offset_costs_its_size_and_no_gradient():
+    x = torch.rand(2, 3, 8, 8)
+    loss, log = L1WithGradient(kl_weight=0.0)(x, x + 0.25, posterior(0.0), 0, 0)
+    assert loss.item() == pytest.approx(0.25, abs=1e-6)
+    assert log["train/gradient_loss"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_alternating_columns_cost_twice_their_height_in_gradient():
+    """Error +h, −h in turn: |x − y| is h, neighbours across differ by 2h, neighbours below by 0."""
+    error = 0.1 * torch.tensor([1.0, -1.0]).repeat(4).expand(1, 3, 8, 8)
+    loss, log = L1WithGradient(gradient_weight=3.0)(torch.zeros(1, 3, 8, 8), error, posterior(0.0, 1), 0, 0, split="val")
+    assert log["val/rec_loss"].item() == pytest.approx(0.1)
+    assert log["val/gradient_loss"].item() == pytest.approx(0.2)
+    assert loss.item() == pytest.approx(0.1 + 3 * 0.2)
+    assert set(log) == {"val/total_loss", "val/rec_loss", "val/gradient_loss", "val/kl_loss"}
+    assert not any(value.requires_grad for value in log.values())
+
+
+def test_kl_is_in_nats_a_latent_entry_whatever_the_sizes():
+    x = torch.zeros(3, 3, 8, 8)
+    loss, log = L1WithGradient(kl_weight=0.5)(x, x, posterior(2.0, 3), 0, 0)
+    assert log["train/kl_loss"].item() == pytest.approx(2.0)
+    assert loss.item() == pytest.approx(1.0)
+
+
+def test_differences_are_linear():
+    x, y = torch.randn(2, 1, 3, 5, 4)
+    for of_both, of_x, of_y in zip(neighbour_differences(x - y), neighbour_differences(x), neighbour_differences(y), strict=True):
+        torch.testing.assert_close(of_both, of_x - of_y)
+
+
+def test_weights_scale_each_picture():
+    x, y = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    loss, _ = L1WithGradient()(x, y, posterior(0.0), 0, 0, weights=torch.tensor([0.0, 3.0]).view(2, 1, 1, 1))
+    assert loss.item() == pytest.approx(1.5)
