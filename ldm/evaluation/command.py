@@ -1,0 +1,53 @@
+"""What the commands of this package share: flags of sampling and counting, and how an error is told."""
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from ldm.evaluation.comparison import Counts
+from ldm.evaluation.sampling import Sampling
+
+
+def add_measuring_flags(parser: argparse.ArgumentParser, defaults: Counts, *, first_seed: bool = True) -> argparse.ArgumentParser:
+    """Flags that say how samples are drawn and how many of everything."""
+    group = parser.add_argument_group("measuring")
+    group.add_argument("--steps", type=int, metavar="N", help=f"DDIM steps ({Sampling.steps})")
+    group.add_argument("--scale", type=float, metavar="S", help=f"guidance; by default that of the config's own previews, else {Sampling.guidance_scale:g}")
+    group.add_argument("--batch-size", type=int, metavar="N", help=f"pictures at a time ({Sampling.batch_size}); changes rounding, not the pictures")
+    if first_seed:
+        group.add_argument("--seed", type=int, default=0, help="of the first sample of a prompt; the others follow")
+    group.add_argument("--samples", type=int, default=defaults.samples, metavar="N", help=f"a prompt that classifiers read ({defaults.samples})")
+    group.add_argument("--shown", type=int, default=defaults.shown, metavar="N", help=f"pictures a prompt on the page ({defaults.shown})")
+    group.add_argument("--drift-draws", type=int, default=defaults.drift_draws, metavar="N", help=f"a prompt ({defaults.drift_draws})")
+    group.add_argument("--loss-draws", type=int, default=defaults.loss_draws, metavar="N", help=f"for the denoising loss ({defaults.loss_draws})")
+    group.add_argument("--device", metavar="NAME", help="by default the machine's accelerator, else cpu")
+    group.add_argument("--debug", action="store_true", help="show where an error came from")
+    return parser
+
+
+def counts_of(options: argparse.Namespace) -> Counts:
+    """The counts asked for. Raises ValueError for one below 1."""
+    counts = Counts(options.samples, options.shown, options.drift_draws, options.loss_draws)
+    for name, count in vars(counts).items():
+        if count < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {count}; it must be at least 1")
+    return counts
+
+
+def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> int:
+    """Parses the words, runs the command, returns its exit code. One line on stderr says what went wrong; `--debug` shows where."""
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        main(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        return 130
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
