@@ -51,7 +51,7 @@ def make_ddim_timesteps(ddim_discr_method: str, num_ddim_timesteps: int, num_ddp
 
     ddim_discr_method: "uniform": floor(i T / S) + 1 for i in 0 … S - 1, or every step if S = T;
         "quad": the squares of S even steps up to sqrt(0.8 T), truncated, + 1.
-    Raises ValueError for another method, for S outside 1 … T, and where the quadratic rule leaves the trained steps (T < 10).
+    Raises ValueError for another method, for S outside 1 … T, and where the quadratic rule leaves the trained steps (T < 6).
     """
     S, T = num_ddim_timesteps, num_ddpm_timesteps
     if not 1 <= S <= T:
@@ -62,7 +62,7 @@ def make_ddim_timesteps(ddim_discr_method: str, num_ddim_timesteps: int, num_ddp
     elif ddim_discr_method == "quad":
         steps = (np.linspace(0.0, np.sqrt(0.8 * T), S) ** 2).astype(np.int64) + 1
         if steps[-1] >= T:
-            raise ValueError(f"quad steps need a model with at least 10 timesteps, this one has {T}: use uniform steps")
+            raise ValueError(f"quad steps need a model with at least 6 timesteps, this one has {T}: use uniform steps")
     else:
         raise ValueError(f"ddim_discretize is {ddim_discr_method!r}; it must be uniform or quad")
     if verbose:
