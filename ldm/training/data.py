@@ -62,6 +62,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Builds each data set once, on one process: what has to be fetched is fetched here."""
+        if hasattr(self, "datasets"):
+            return
         for config in self.dataset_configs.values():
             instantiate_from_config(config)
 

@@ -34,7 +34,7 @@ class GroupLine(NamedTuple):
     rate: float
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.tensors} tensors, {in_words(self.values)} values at {self.rate:.3g}"
+        return f"{self.name}: {self.tensors} tensor{'s' if self.tensors != 1 else ''}, {in_words(self.values)} values at {self.rate:.3g}"
 
 
 def optimizers_of(configured: Any) -> list[torch.optim.Optimizer]:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 INTERRUPTED = 130                                              # the shell's code for a command stopped by Ctrl-C
 # Said by Lightning of things that are done on purpose here, or that the plan says better.
 NOT_WORTH_SAYING = ("dataloader is not resumable", "does not have many workers", "Checkpoint directory .* exists and is not empty",
-                    "isinstance\\(treespec, LeafSpec\\)", "GPU available but not used", "is smaller than the logging interval")
+                    "isinstance\\(treespec, LeafSpec\\)", "GPU available but not used", "is smaller than the logging interval", "module\\(s\\) in eval mode")
 LIMITS, NO_LIMIT = ("max_steps", "max_epochs", "max_time"), (None, -1)
 
 
@@ -97,7 +97,6 @@ def execute(opt: argparse.Namespace, run: Run) -> None:
     seed_everything(opt.seed, verbose=False)
     model = instantiate_from_config(compose.as_plain(run.project.model))
     data = instantiate_from_config(compose.as_plain(run.project.data))
-    data.prepare_data()
     data.setup()
     trainer = build_trainer(run.folder, run.project, run.lightning, run.trainer, getattr(model, "monitor", None), trust_pickle=opt.trust_pickle)
     rate = set_learning_rate(model, run.project.model.base_learning_rate, batch_size=run.project.data.params.batch_size,
@@ -184,8 +183,8 @@ def move_to_debug_runs(path: Path) -> None:
 
 
 def quieten() -> None:
-    """Lets Lightning's chatter pass by; other processes than the first keep to warnings."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+    """Lets pass by what the plan says better; other processes than the first keep to warnings."""
+    for name in ("pytorch_lightning", "lightning_fabric", "ldm.data.images"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for pattern in NOT_WORTH_SAYING:
         warnings.filterwarnings("ignore", message=f".*{pattern}")

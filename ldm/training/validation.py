@@ -121,6 +121,8 @@ def nested(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def call_faults(where: str, name: str, target: Callable[..., Any], params: Mapping[str, Any], *, complete: bool) -> list[str]:
     """Parameters that the constructor does not take, lacks, or gets as text."""
     accepted = named_parameters(name, target)
+    if accepted is not None and "regularization_config" in where:
+        accepted = [*accepted, *(f"{key}_config" for key in accepted)]     # its parts are built first: X_config becomes the argument X
     faults = unknown(f"{where}.params", params, accepted) if accepted is not None else []
     defaults = signature_defaults(target)
     if complete:
