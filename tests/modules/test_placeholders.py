@@ -9,7 +9,7 @@ def one_by_one(ids, embeddings, token, vectors):
     """From the last occurrence to the first: the vectors take one place's place, the rest moves right, the end falls off."""
     length, k = ids.shape[1], len(vectors)
     new_ids, new_embeddings = [], []
-    for row, values in zip(ids.tolist(), embeddings):
+    for row, values in zip(ids.tolist(), embeddings, strict=True):
         values = list(values)
         for column in reversed([i for i, found in enumerate(row) if found == token]):
             row = (row[:column] + [token] * k + row[column + 1 :])[:length]

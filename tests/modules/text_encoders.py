@@ -14,6 +14,8 @@ from ldm.modules.encoders.modules import BERTEmbedder, FrozenCLIPEmbedder
 from ldm.prompts import per_img_token_list
 from tests.golden.case import Case
 
+EMBEDDING_CASES = ["em_1vec", "em_1vec_two_placeholders", "em_3vec", "em_3vec_two_placeholders"]
+EMBEDDING_CASES += ["em_3vec_progressive_c0", "em_3vec_progressive_c1999", "em_3vec_progressive_c4000"]
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 # Line number = token id. "sculpture" is two pieces, "opossum" three.
 BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "*", "@", "a", "an", "the", "photo", "of", "painting", "in", "style", "dog", "sculpt", "##ure"]

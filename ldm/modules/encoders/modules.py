@@ -29,6 +29,9 @@ INTERPOLATIONS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area
 class AbstractEncoder(nn.Module):
     """What turns a condition into tensors."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no encode")
 

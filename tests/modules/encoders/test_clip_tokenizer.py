@@ -22,8 +22,8 @@ def strings():
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,;:!?'-*@#%+=/()[]"
     fixed = [
         "", "*", "@", "a photo of a *", "opossum", "It's the dog's; they're here, I'd've said we'll go", "don't DON'T", "1234567890 3.14", "x" * 60,
-        "naïve café Ångström", "日本語の文章", "привет мир", "😀👍🏽 emoji", "tabs\tand\nnewlines   and  spaces ", "a_b-c/d\\e", "«quoted» — dashes…", "C++ & C#",
-        "²³½ ① Ⅷ", "<|startoftext|> marks <|endoftext|>", *per_img_token_list,
+        "naïve café Ångström", "日本語の文章", "привет мир", "😀👍🏽 emoji", "tabs\tand\nnewlines   and  spaces ", "a_b-c/d\\e", "«quoted» — dashes…",
+        "C++ & C#", "²³½ ① Ⅷ", "<|startoftext|> marks <|endoftext|>", *per_img_token_list,
     ]  # fmt: skip
     templates = [template.format(word) for template in (*imagenet_templates_small, *style_templates_small) for word in ("*", "sculpture")]
     return fixed + templates + ["".join(chance.choices(letters, k=chance.randrange(1, 50))) for _ in range(300)]
