@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+FAILED_WRITE = re.compile(rf"os error ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\b|PytorchStreamWriter failed|unexpected pos \d+")
 
 
 @contextmanager
@@ -48,8 +51,7 @@ def why_not_written(error: BaseException) -> str | None:
     if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return "the folder cannot be written; choose another one"
     # torch's zip writer and safetensors report a failed write as an error of their own kind, the cause in its words
-    text = str(error).lower()
-    if "no space left" in text or "os error 28" in text or ("pytorchstreamwriter" in text and "fail" in text) or "unexpected pos" in text:
+    if isinstance(error, Exception) and FAILED_WRITE.search(str(error)):
         return "the disk is full; make room, or write to another folder"
     return None
 
