@@ -159,6 +159,15 @@ def test_lists_may_come_from_a_yaml_and_a_lone_string_is_one_entry(clip):
     assert list(EmbeddingManager(clip, "sks", "dog").initial_embeddings) == ["sks"]
 
 
+def test_a_manager_can_be_built_without_memory_for_its_model(tmp_path):
+    """On the meta device, where names and shapes of a big model are read: tokens are known, vectors are not."""
+    with torch.device("meta"):
+        for encoder, word, token in ((tiny_clip(), "sculpture", 265), (tiny_bert(tmp_path), "dog", BERT_WORDS.index("*"))):
+            manager = EmbeddingManager(encoder, ["*"], [word], num_vectors_per_token=2)
+            assert manager.string_to_token_dict["*"] == token
+            assert manager.string_to_param_dict["*"].is_meta and manager.string_to_param_dict["*"].shape == (2, encoder.encode(["a"]).shape[-1])
+
+
 def test_the_encoder_is_not_part_of_the_manager(clip):
     manager = EmbeddingManager(clip, ["*"], ["dog"])
     assert list(manager.modules()) == [manager, manager.string_to_param_dict, manager.initial_embeddings]

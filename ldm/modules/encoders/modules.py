@@ -270,7 +270,8 @@ def _device(module: nn.Module) -> torch.device:
 
 def _token_ids(tokenizer: Any, text: str | Sequence[str], length: int) -> Tensor:
     texts = [text] if isinstance(text, str) else list(text)
-    return tokenizer(texts, truncation=True, max_length=length, padding="max_length", return_tensors="pt")["input_ids"]
+    ids = tokenizer(texts, truncation=True, max_length=length, padding="max_length")["input_ids"]
+    return torch.tensor(ids, device="cpu")  # also where the model is being built on another device, or on none
 
 
 def _clip_model(path: str, jit: bool = False) -> nn.Module:
