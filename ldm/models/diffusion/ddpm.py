@@ -110,7 +110,7 @@ class LatentDiffusion(DDPM):
     def instantiate_embedding_manager(self, config: Any, embedder: Any) -> Any:
         manager = instantiate_from_config(config, embedder=embedder)
         if _words_file(config):
-            manager.load(_words_file(config))
+            manager.load(_words_file(config), strict_counts=True)
         return manager
 
     def _load_words(self, report: LoadReport) -> None:

@@ -84,7 +84,7 @@ def vlb_weights(tables: Tables, parameterization: str) -> Tensor:
     Step 0 has no variance and takes the weight of step 1. Raises ValueError for another parameterization.
     """
     if parameterization == "eps":
-        alpha = 1.0 - tables.betas
+        alpha = tables.alphas_cumprod / tables.alphas_cumprod_prev  # 1 - beta would lose digits where beta is near 1
         weights = tables.betas**2 / (2.0 * tables.posterior_variance * alpha * (1.0 - tables.alphas_cumprod))
     elif parameterization == "x0":
         weights = 0.5 * tables.alphas_cumprod.sqrt() / (2.0 - tables.alphas_cumprod)
