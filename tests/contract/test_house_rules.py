@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,21 @@ def test_every_folder_of_the_library_is_an_installed_package():
     assert with_code == set(find_packages(str(REPOSITORY), include=["ldm", "ldm.*"]))
 
 
+def test_every_library_that_is_imported_is_declared():
+    """Relying on what another package happens to bring breaks on the day it no longer does."""
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    declared = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_.-]+)', text, re.M) + re.findall(r'= \["([a-z-]+)>=', text)}
+    known = packages_distributions()
+    undeclared = {}
+    for path in [*LIBRARY, "main.py"]:
+        for node in ast.walk(tree_of(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"", "ldm", "main"}:
+                if not declared & {name.lower() for name in known.get(top, [top])}:
+                    undeclared.setdefault(top, path)
+    assert not undeclared
+
+
 def test_nothing_tracked_names_a_machine():
     """Paths of one machine help nobody else; tests may name ../shared."""
     listing = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
@@ -62,7 +80,7 @@ def test_nothing_tracked_names_a_machine():
         path = REPOSITORY / name
         if path.suffix in (".py", ".md", ".yaml", ".toml", ".sh", "") and path.is_file() and path != Path(__file__):
             text = path.read_text(errors="ignore")
-            found += [f"{name}: {place}" for place in ("/work/", "/opt/venv", "/tmp/", "/home/", "/root/") if place in text]
+            found += [f"{name}: {place}" for place in ("/work/", "/opt/venv", "/home/", "/root/") if place in text]
     assert not found
 
 
