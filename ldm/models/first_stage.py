@@ -37,7 +37,7 @@ class FirstStage(pl.LightningModule):
     """An autoencoder with a loss; a subclass says how pictures become reconstructions and these a loss.
 
     Set from outside before training: `learning_rate`; and, for a loss with a discriminator, `accumulate_grad_batches` (batches a step) and
-    `gradient_clip_val` (largest norm, None for no limit), which Lightning does not handle where optimisation is manual.
+    `gradient_clip_val` (largest norm, None for no limit), which Lightning refuses where optimisation is manual: `take_over` moves them here.
     """
 
     learning_rate: float
@@ -128,6 +128,18 @@ class FirstStage(pl.LightningModule):
         if x.ndim == 3:
             x = x[..., None]
         return x.permute(0, 3, 1, 2).to(memory_format=torch.contiguous_format).float()
+
+    def take_over(self, trainer: pl.Trainer) -> None:
+        """Call before `trainer.fit`: with two optimisers, accumulation and clipping become this module's, and `max_steps` counts steps of the autoencoder.
+
+        With one optimiser nothing changes.
+        """
+        if self.automatic_optimization:
+            return
+        self.accumulate_grad_batches, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+        self.gradient_clip_val, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+        if trainer.max_steps > 0:
+            trainer.fit_loop.epoch_loop.max_steps = 2 * trainer.max_steps
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
         x = self.get_input(batch, self.image_key)                                             # (B, C, H, W)

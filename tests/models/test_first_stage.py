@@ -1,11 +1,14 @@
 """First stages train: with one optimiser or two, with accumulation, clipping, a schedule and averaged weights."""
 from __future__ import annotations
 
+import copy
+
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from ldm.models.autoencoder import VQModelInterface
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from tests.models.first_stages import KL_GAN, L1, NO_TRAINING, VQ_GAN, blocks, kl_model, loader, trainer, vq_model
 
 HALVING = {"target": "ldm.lr_scheduler.LambdaLinearScheduler"}
@@ -22,6 +25,12 @@ class Record(pl.Callback):
         self.rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
         self.steps.append(trainer.global_step)
         self.autoencoder_steps.append(module.autoencoder_step)
+
+
+def without_chance(model) -> None:
+    """Let the encoder give its mean."""
+    encode = model.encode
+    model.encode = lambda x: DiagonalGaussianDistribution(encode(x).parameters, deterministic=True)
 
 
 def copy_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -70,6 +79,20 @@ def test_two_optimisers_share_the_weights_between_them(make, tmp_path):
     assert all(weight.requires_grad for name, weight in model.named_parameters() if not name.startswith("loss.perceptual_loss."))
 
 
+def test_discriminator_learns_from_its_own_loss_on_what_the_autoencoder_makes_now(tmp_path):
+    model = kl_model(KL_GAN)
+    without_chance(model)
+    first = copy.deepcopy(model.loss)
+    pictures = blocks(2)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(model, torch.utils.data.DataLoader([{"image": picture} for picture in pictures], batch_size=2))
+    x = pictures.permute(0, 3, 1, 2)
+    first.train().discriminator_term(x, model.reconstruct(x)[0], 0, None)[0].backward()
+    for weight, state in zip(first.discriminator.parameters(), fit.optimizers[1].state.values(), strict=True):
+        # after one step the first moment is (1 − β₁) times the gradient
+        torch.testing.assert_close(state["exp_avg"], 0.5 * weight.grad, rtol=1e-3, atol=1e-5 * weight.grad.abs().max().item() + 1e-9)
+
+
 def test_accumulated_batches_are_one_step_of_their_mean(tmp_path):
     """Two optimisers: a step of two halves is the step of the whole; the discriminator waits, so no batch statistics enter."""
     waiting = {**KL_GAN, "params": {**KL_GAN["params"], "disc_start": 10, "kl_weight": 0.0}}
@@ -78,7 +101,7 @@ def test_accumulated_batches_are_one_step_of_their_mean(tmp_path):
     for batch_size, accumulate in ((4, 1), (2, 2)):
         torch.manual_seed(3)
         model = kl_model(waiting)
-        model.encode = lambda x, encode=model.encode: type(encode(x))(encode(x).parameters, deterministic=True)
+        without_chance(model)
         model.accumulate_grad_batches = accumulate
         data = torch.utils.data.DataLoader([{"image": picture} for picture in pictures], batch_size=batch_size)
         fit = trainer(tmp_path, max_epochs=1)
@@ -98,6 +121,20 @@ def test_clipping_bounds_the_gradient_of_each_optimiser(tmp_path):
         # after one step the first moment is (1 − β₁) times the gradient
         moments = torch.cat([state["exp_avg"].flatten() for state in optimiser.state.values()])
         assert moments.norm().item() == pytest.approx(0.5e-3, rel=1e-2)
+
+
+def test_settings_of_the_trainer_hold_with_two_optimisers_too(tmp_path):
+    fit = trainer(tmp_path, max_steps=2, accumulate_grad_batches=2, gradient_clip_val=1e-3)
+    model, record = kl_model(KL_GAN), Record()
+    fit.callbacks.append(record)
+    model.take_over(fit)
+    fit.fit(model, loader(16))
+    assert (model.accumulate_grad_batches, model.gradient_clip_val) == (2, 1e-3)
+    assert record.autoencoder_steps == [0, 1, 1, 2]  # four batches, two steps
+
+    plain = trainer(tmp_path, max_steps=2, accumulate_grad_batches=2, gradient_clip_val=1e-3)
+    kl_model().take_over(plain)
+    assert (plain.max_steps, plain.accumulate_grad_batches, plain.gradient_clip_val) == (2, 2, 1e-3)
 
 
 def test_rate_of_the_autoencoder_has_a_factor():

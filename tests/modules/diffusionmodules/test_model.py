@@ -95,6 +95,23 @@ def test_attention_stands_at_the_nominal_resolutions_and_in_the_middle(options, 
         assert type(network.mid.attn_1) is kind
 
 
+def test_groups_of_normalisation_are_chosen_and_keys_stay():
+    for build in (Encoder, Decoder):
+        network = build(**NETWORK, num_norm_groups=8)
+        assert {layer.num_groups for layer in network.modules() if isinstance(layer, nn.GroupNorm)} == {8}
+        assert list(network.state_dict()) == list(build(**NETWORK).state_dict())
+        with pytest.raises(ValueError, match="num_norm_groups is 12.* channels of a level"):
+            build(**NETWORK, num_norm_groups=12)
+
+
+@pytest.mark.parametrize(("groups", "keeps"), [(32, False), (8, True)])
+def test_fewer_groups_than_channels_keep_the_colours(groups, keeps):
+    """A plain picture's features are constant: alone in their groups they are normalised to nothing, whatever the colour."""
+    norm = Encoder(**NETWORK, num_norm_groups=groups).down[0].block[0].norm1
+    plain = torch.randn(1, 32, 1, 1).expand(1, 32, 4, 4)
+    assert bool(norm(plain).abs().max() > 1e-3) is keeps
+
+
 def test_unknown_attention_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match="'vanila'.*vanilla, linear, none"):
         make_attn(32, "vanila")
