@@ -1,0 +1,234 @@
+"""LatentDiffusion with a term that keeps the network, away from the concept, where the base checkpoint had it.
+
+    L = L_original + λ · R,    R = E w(t) ‖f_θ(z_t, t, τ_θ(choice)) − sg f_θ₀(z_t, t, τ_θ₀(choice))‖²    (`ldm.regularization`)
+
+The original's hooks do the original's work; `p_losses` adds the term. With weight 0 nothing else happens at all. θ₀ is taken in
+`setup("fit")`: the base checkpoint is loaded by then, a resumed run's weights are not. It never enters the state dict.
+"""
+import logging
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.prompts import imagenet_templates_small
+from ldm.regularization import LocalityRegularizer, NoisyLatents, Start, TrainingBatch, Words, hash_tensors
+from ldm.regularization.configuration import as_texts, build, plain
+from ldm.regularization.scopes import in_eval_mode, replaced, undisturbed
+from ldm.util import instantiate_from_config
+
+logger = logging.getLogger(__name__)
+
+STATE_KEY = "regularization"  # in the training checkpoint, beside the state dict
+THETA = ("model.", "cond_stage_model.")
+
+
+class RegularizedLatentDiffusion(LatentDiffusion):
+    """LatentDiffusion plus the locality term.
+
+    regularization_config: `target` and `params` of a LocalityRegularizer; its `X_config` entries are built and become the argument `X`.
+    All other parameters are LatentDiffusion's. Raises ValueError where the term is on and could not do anything.
+    """
+
+    def __init__(self, first_stage_config: Any, cond_stage_config: Any, personalization_config: Any = None, *args: Any,
+                 regularization_config: Any = None, **kwargs: Any):  # fmt: skip
+        regularizer = build_regularizer(regularization_config)
+        if regularizer.on:
+            if personalization_config is not None and not kwargs.get("unfreeze_model", False):
+                raise ValueError(
+                    f"weight_config.params.weight is {regularizer.weight.weight} but model.params.unfreeze_model is false: nothing that the term could "
+                    "hold still is being tuned. Set unfreeze_model: true, or weight: 0."
+                )
+            regularizer.bind(words_of(personalization_config))
+        super().__init__(first_stage_config, cond_stage_config, personalization_config, *args, **kwargs)
+        if regularizer.on and self.model.conditioning_key not in ("crossattn", "hybrid"):
+            raise ValueError(f"the locality term needs a text condition: conditioning_key is {self.model.conditioning_key!r}; expected crossattn or hybrid")
+        self.regularizer = regularizer
+        self._base = kwargs.get("ckpt_path")
+        self._networks = {"unet_config": plain(kwargs.get("unet_config")), "cond_stage_config": plain(cond_stage_config)}
+        self._captions: Optional[List[str]] = None
+
+    # -- a run starts ----------------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: Optional[str] = None) -> None:
+        super().setup(stage)
+        if stage not in (None, "fit"):
+            return
+        if self.regularizer.on and not self.regularizer.ready:  # a second fit keeps the first one's θ₀
+            self._take_theta_0()
+        if self.global_rank == 0:
+            logger.info(self.describe())
+
+    def _take_theta_0(self) -> None:
+        if not self._base:
+            raise ValueError("the locality term holds a network to its base checkpoint, and none was given: name it with --actual_resume, or set weight: 0")
+        named = {key: value for key, value in self.state_dict().items() if key.startswith(THETA) and not key.endswith("position_ids")}
+        theta_hash = hash_tensors(named)
+        strategy = trainer_part(self, "strategy", "training_type_plugin")
+        device = torch.device(getattr(strategy, "root_device", self.device))
+        self.to(device)  # where Lightning will move it next
+        cards = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cards), in_eval_mode(self), torch.no_grad():
+            self._require_text()
+            wait = getattr(strategy, "barrier", lambda: None)
+            facts = {
+                **self._networks, "parameterization": self.parameterization, "latent": [self.channels, self.image_size],
+                "schedule": hash_tensors({"alphas_cumprod": self.alphas_cumprod}),
+            }  # fmt: skip
+            concept = getattr(self, "embedding_manager", None) or nn.Module()
+            start = Start(
+                self, theta_hash, facts, self.regularizer.seed, device, self.global_rank, wait,
+                hybrid=self.model.conditioning_key == "hybrid", concept_moves=any(p.requires_grad for p in concept.parameters()),
+            )  # fmt: skip
+            self.regularizer.prepare(start)
+
+    def _require_text(self) -> None:
+        try:
+            c = self.encode_prompts([""])
+        except Exception as error:
+            raise ValueError(f"the locality term needs a text condition: cond_stage_key {self.cond_stage_key!r} cannot encode a prompt ({error})") from error
+        if not isinstance(c, Tensor) or c.ndim != 3:
+            raise ValueError(f"the locality term needs a text condition (B, L, d): a prompt is encoded as {getattr(c, 'shape', type(c).__name__)}")
+
+    def describe(self) -> str:
+        """One line: whether the term is on, what it asks, where and how often."""
+        return self.regularizer.describe()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.regularizer.on and self.global_rank == 0:
+            acted = self.regularizer.acted
+            logger.log(logging.INFO if acted else logging.WARNING, "locality term: it acted in %d of %d optimiser steps", acted, self.global_step)
+
+    # -- a batch ---------------------------------------------------------------------------------------------------------------------
+
+    def get_input(self, batch: Any, k: str, return_first_stage_outputs: bool = False, force_c_encode: bool = False, cond_key: Optional[str] = None,
+                  return_original_cond: bool = False, bs: Optional[int] = None) -> Any:  # fmt: skip
+        """LatentDiffusion's; where it encodes the captions itself, they are remembered."""
+        ask = return_original_cond or (self.regularizer.on and not self.cond_stage_trainable)
+        out = super().get_input(batch, k, return_first_stage_outputs, force_c_encode, cond_key, ask, bs)
+        if ask:
+            self._captions = as_texts(out[-1])
+        return out if return_original_cond or not ask else out[:-1]
+
+    def forward(self, x: Tensor, c: Any, *args: Any, **kwargs: Any) -> Any:
+        """LatentDiffusion's; captions not yet encoded are remembered."""
+        self._captions = as_texts(c) or self._captions
+        try:
+            return super().forward(x, c, *args, **kwargs)
+        finally:
+            self._captions = None
+
+    def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Optional[Tensor] = None) -> Any:
+        """The original's loss and logs, and where it is due the term."""
+        if not self._held():
+            return super().p_losses(x_start, cond, t, noise=noise)
+        noise = torch.randn_like(x_start) if noise is None else noise  # the draw that the original would make next
+        loss, logs = super().p_losses(x_start, cond, t, noise=noise)
+        split = "train" if self.training else "val"
+        logs[f"{split}/loss_original"] = loss.detach()
+        if self.regularizer.due(self.global_step, self.training):
+            captions = self._captions if self._captions and len(self._captions) == len(t) else None
+            batch = TrainingBatch(self.q_sample(x_start, t, noise), t, captions, cond.get("c_concat") if isinstance(cond, Mapping) else None)
+            term = self.regularizer(self, batch, self.global_step, self.training)
+            loss = loss + term.loss
+            logs.update({f"{split}/{name}": value for name, value in term.logs.items()})
+        logs[f"{split}/loss"] = loss.detach()
+        return loss, logs
+
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Lightning's; but that repeats a step's value until the next one comes, so the term's go to the loggers in their own steps only."""
+        term = {key: value for key, value in dictionary.items() if key in ("train/loss_locality", "train/locality_weight")}
+        super().log_dict({key: value for key, value in dictionary.items() if key not in term}, *args, **kwargs)
+        if term:
+            super().log_dict(term, *args, **{**kwargs, "prog_bar": False, "on_step": False, "on_epoch": True})
+            interval = trainer_part(self, "log_every_n_steps") or 1
+            if (self.global_step + 1) % interval < self.regularizer.weight.every:  # the first due step of each interval
+                for log in trainer_part(self, "loggers") or filter(None, [trainer_part(self, "logger")]):
+                    log.log_metrics({f"{key}_step": float(value) for key, value in term.items()}, step=self.global_step)
+
+    def _held(self) -> bool:
+        """Whether the term can do anything: it is on, θ₀ is known, and something of θ is being tuned."""
+        if not self.regularizer.on:
+            return False
+        if self.training and not self.regularizer.ready:
+            raise RuntimeError("the locality term has no θ₀ yet: training must begin with setup('fit'), as a Trainer does")
+        return self.regularizer.ready and any(p.requires_grad for module in self.tuned_modules().values() for p in module.parameters())
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """LatentDiffusion's; its two passes meet the same probes."""
+        if not self.regularizer.ready:
+            return super().validation_step(batch, batch_idx)
+        with self.regularizer.equal_validation_draws():
+            return super().validation_step(batch, batch_idx)
+
+    # -- what the regulariser asks of the model --------------------------------------------------------------------------------------
+
+    def denoise(self, probes: NoisyLatents, theta: Optional[Dict[str, nn.Module]] = None) -> Tensor:
+        """The output at the probes (B, C, h, w) through `apply_model`; `theta`: modules to take the model's places meanwhile."""
+        with replaced(self, theta or {}):
+            c = probes.choice.encode(self.encode_prompts).to(probes.z_t.device)  # (B, L, d)
+            return self.apply_model(probes.z_t, probes.t, c if probes.c_concat is None else {"c_crossattn": [c], "c_concat": probes.c_concat})
+
+    def encode_prompts(self, prompts: Sequence[str], edit_tokens: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+        """τ(p) (B, L, d) by the encoder in place. The concept's vectors are detached, and its manager does not notice."""
+        with undisturbed(getattr(self, "embedding_manager", None), edit_tokens):
+            return self.get_learned_conditioning(list(prompts))
+
+    def draw_prior(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tensor:
+        """z_0 (B, C, h, w) by DDIM (eta 0) from x_T (B, C, h, w)."""
+        unconditional = self.encode_prompts([""] * len(prompts)) if guidance_scale != 1.0 else None
+        z_0, _ = DDIMSampler(self).sample(
+            ddim_steps, len(prompts), tuple(x_T.shape[1:]), conditioning=self.encode_prompts(prompts), eta=0.0, verbose=False, x_T=x_T.to(self.device),
+            unconditional_guidance_scale=guidance_scale, unconditional_conditioning=unconditional,
+        )  # fmt: skip
+        return z_0
+
+    def tuned_modules(self) -> Dict[str, nn.Module]:
+        """The network; and the text encoder, where that is or will be tuned."""
+        tuned = {"model": self.model}
+        if self.cond_stage_trainable or any(p.requires_grad for p in self.cond_stage_model.parameters()):
+            tuned["cond_stage_model"] = self.cond_stage_model
+        return tuned
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.regularizer.ready:
+            checkpoint[STATE_KEY] = self.regularizer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.regularizer.ready and STATE_KEY in checkpoint:
+            self.regularizer.load_state_dict(checkpoint[STATE_KEY], self.global_rank)
+        elif self.regularizer.ready:
+            logger.warning("the run to be resumed had no locality term: it holds the network to the base checkpoint from here on")
+
+
+def build_regularizer(config: Any) -> LocalityRegularizer:
+    """The term that `regularization_config` describes. Raises ValueError for an empty or another one."""
+    if not config:
+        raise ValueError(
+            "regularization_config is empty: RegularizedLatentDiffusion needs target and params of a LocalityRegularizer. "
+            "For a run without the term set weight: 0 there, or take ldm.models.diffusion.ddpm.LatentDiffusion."
+        )
+    built = build(config, instantiate_from_config)
+    if not isinstance(built, LocalityRegularizer):
+        raise ValueError(f"regularization_config.target gives a {type(built).__name__}; expected ldm.regularization.regularizer.LocalityRegularizer")
+    return built
+
+
+def words_of(personalization_config: Any) -> Words:
+    """What the run calls its concept: the class word is the first placeholder's init word."""
+    params = (personalization_config or {}).get("params") or {}
+    initial = params.get("initializer_words") or [None]
+    return Words(tuple(params.get("placeholder_strings") or ("*",)), initial[0], tuple(imagenet_templates_small))
+
+
+def trainer_part(module: nn.Module, *names: str) -> Any:
+    """The first of these parts that the module's trainer has (their names differ between versions of Lightning); None without a trainer."""
+    trainer = vars(module).get("_trainer") or vars(module).get("trainer")
+    return next((getattr(trainer, name) for name in names if hasattr(trainer, name)), None)
