@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint
+.PHONY: help venv test lint demo study pretrain bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,17 @@ test: $(INSTALLED)  ## the tests, at most 12 minutes on 2 cores
 lint: $(INSTALLED)  ## ruff over everything
 	$(RUN) -m ruff check .
 
-# Each of these gets its target here together with the script that it runs: demo, study, study-full, pretrain, patch, test-old, bench.
-# A target with a script reads:
-#   NAME: $(INSTALLED)  ## what a newcomer gets, and in what time
-#   	$(RUN) scripts/NAME.py
+demo: $(INSTALLED)  ## a new character, learnt with and without the regulariser: logs/demo/report.html, at most 5 minutes on 2 cores
+	$(RUN) scripts/demo.py
+
+study: $(INSTALLED)  ## several characters and seeds: results/characters.json and the table in docs/results.md, hours
+	$(RUN) scripts/study_characters.py
+	$(RUN) scripts/results_page.py
+
+pretrain: $(INSTALLED)  ## train the shipped characters model from nothing, hours; goes on where it was stopped
+	$(RUN) scripts/pretrain_characters.py
+
+bench: $(INSTALLED)  ## what the regulariser costs a training step; the last line is one JSON object
+	$(RUN) benchmarks/regularizer_cost.py
+
+# study-full, patch and test-old get their targets here together with the scripts that they run.
