@@ -155,6 +155,8 @@ class LocalityRegularizer:
         probes = self._source.draw(start.model, batch, self.batch_size, self.conditioning, chance)
         f, f0 = start.model.denoise(probes).float(), self.teacher(start.model, probes).float()
         self.floor = float((f - f0).pow(2).mean() / f0.pow(2).mean().clamp_min(torch.finfo(torch.float32).tiny))
+        if start.rank:
+            return
         logger.info("locality term: before the first step R is %.1e of the mean square of the frozen output", self.floor)
         if self.floor > LARGEST_FLOOR:
             logger.warning("locality term: that is more than rounding explains (%.0e); does the model draw random numbers in eval mode?", LARGEST_FLOOR)

@@ -117,6 +117,11 @@ def test_skipped_steps_compute_and_log_nothing_and_due_ones_weigh_k_fold(base, t
     assert "every 3" in caplog.text and "it acted in 2 of 7 optimiser steps" in caplog.text
 
 
+def test_steps_are_logged_as_rarely_as_the_trainer_is_told(base, tmp_path):
+    log = fit(regularized_model(base, tmp_path / "banks", every=2, **COPY), tmp_path, steps=8, log_every_n_steps=4)
+    assert list(log.by_step("train/loss_locality")) == [3, 7] and len(log.by_step("train/loss_original")) == 2
+
+
 def test_a_term_that_never_acted_is_warned_of(base, tmp_path, caplog):
     fit(regularized_model(base, tmp_path / "banks", every=50, **COPY), tmp_path, steps=2)
     (warning,) = [record for record in caplog.records if "acted" in record.message]
