@@ -38,7 +38,12 @@ def str2bool(text: str | bool) -> bool:
 
 
 def yaml_value(text: str) -> Any:
-    """A word of the command line read as a yaml file would read it: `3` is a number, `true` a truth value, `0,1` stays text."""
+    """A word of the command line read as a yaml file would read it: `3` is a number, `true` a truth value, `0,1` stays text.
+
+    So does a time, `00:12:00:00`, which yaml would read as a number to the base of 60.
+    """
+    if ":" in text:
+        return text
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except Exception:  # noqa: BLE001 (whatever yaml cannot read is meant as text)

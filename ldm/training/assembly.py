@@ -9,6 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers.logger import Logger
 
+from ldm.training.callbacks import DEFAULT_CALLBACKS, MODEL_CHECKPOINT, TRAINSTEPS
 from ldm.training.checkpointing import AtomicCheckpointIO, EmbeddingsSaver, LastCheckpoint, RestoreChance
 from ldm.training.metrics import JsonLinesLogger
 from ldm.training.progress import StepBar
@@ -16,28 +17,23 @@ from ldm.training.run_folder import RunFolder
 from ldm.training.signals import Signals
 from ldm.util import instantiate_from_config
 
-TRAINSTEPS = "metrics_over_trainsteps_checkpoint"
-
 
 def default_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfig) -> dict[str, dict[str, Any]]:
-    """The callbacks that every run has, by the keys under which `lightning.callbacks` overrides them."""
-    return {
+    """Settings of the callbacks that every run has."""
+    params = {
         "setup_callback": {
-            "target": "main.SetupCallback",
-            "params": {
-                "resume": str(folder.resume_from or ""),
-                "now": folder.time,
-                "logdir": str(folder.path),
-                "ckptdir": str(folder.checkpoints),
-                "cfgdir": str(folder.configs),
-                "config": project,
-                "lightning_config": lightning,
-            },
+            "resume": str(folder.resume_from or ""),
+            "now": folder.stamp,
+            "logdir": str(folder.path),
+            "ckptdir": str(folder.checkpoints),
+            "cfgdir": str(folder.configs),
+            "config": project,
+            "lightning_config": lightning,
         },
-        "image_logger": {"target": "main.ImageLogger", "params": {"batch_frequency": 750, "max_images": 4, "clamp": True}},
-        "learning_rate_logger": {"target": "pytorch_lightning.callbacks.LearningRateMonitor", "params": {"logging_interval": "step"}},
-        "cuda_callback": {"target": "main.CUDACallback"},
+        "image_logger": {"batch_frequency": 750, "max_images": 4, "clamp": True},
+        "learning_rate_logger": {"logging_interval": "step"},
     }
+    return {key: {"target": target, "params": params.get(key, {})} for key, target in DEFAULT_CALLBACKS.items()}
 
 
 def build_checkpoints(folder: RunFolder, lightning: DictConfig, monitor: str | None, signals: Signals) -> list[Checkpoint]:
@@ -48,7 +44,7 @@ def build_checkpoints(folder: RunFolder, lightning: DictConfig, monitor: str | N
     params: dict[str, Any] = {"dirpath": str(folder.checkpoints), "filename": "{epoch:06}", "verbose": True, "save_last": True}
     if monitor is not None:
         params |= {"monitor": monitor, "save_top_k": 1}
-    merged = OmegaConf.merge({"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": params}, lightning.get("modelcheckpoint") or {})
+    merged = OmegaConf.merge({"target": MODEL_CHECKPOINT, "params": params}, lightning.get("modelcheckpoint") or {})
     params = dict(OmegaConf.to_container(merged.params, resolve=True))
     last = LastCheckpoint(folder.checkpoints, params.get("every_n_train_steps"), signals=signals, enabled=bool(params.pop("save_last")))
     if params.get("monitor") is not None:
@@ -57,7 +53,7 @@ def build_checkpoints(folder: RunFolder, lightning: DictConfig, monitor: str | N
     return [instantiate_from_config({"target": merged.target, "params": params}), last]
 
 
-def build_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfig, monitor: str | None) -> list[Callback]:
+def build_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfig, trainer_config: dict[str, Any], monitor: str | None) -> list[Callback]:
     """All callbacks of a run, in the order in which they are called (checkpoints last)."""
     given = OmegaConf.to_container(lightning.get("callbacks") or OmegaConf.create())
     settings = default_callbacks(folder, project, lightning)
@@ -67,9 +63,12 @@ def build_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfi
         base = settings.get(key, {})
         settings[key] = {**base, **(override or {}), "params": {**base.get("params", {}), **((override or {}).get("params") or {})}}
     signals = Signals()
-    callbacks = [signals, *(instantiate_from_config(setting) for setting in settings.values())]
-    callbacks += [RestoreChance(), EmbeddingsSaver(folder.checkpoints), StepBar()]
-    return [*callbacks, *build_checkpoints(folder, lightning, monitor, signals)]
+    built = [signals, *(instantiate_from_config(setting) for setting in settings.values()), RestoreChance()]
+    if trainer_config.get("enable_progress_bar") is not False:
+        built.append(StepBar())
+    if trainer_config.get("enable_checkpointing") is not False:
+        built += [EmbeddingsSaver(folder.checkpoints), *build_checkpoints(folder, lightning, monitor, signals)]
+    return built
 
 
 def trainstep_checkpoints(folder: RunFolder) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def trainstep_checkpoints(folder: RunFolder) -> dict[str, Any]:
         "every_n_train_steps": 10000,
         "save_weights_only": True,
     }
-    return {"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": params}
+    return {"target": MODEL_CHECKPOINT, "params": params}
 
 
 def build_loggers(folder: RunFolder, lightning: DictConfig) -> list[Logger]:
@@ -107,7 +106,7 @@ def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig,
     }
     return Trainer(
         **{**defaults, **trainer_config},
-        callbacks=build_callbacks(folder, project, lightning, monitor),
+        callbacks=build_callbacks(folder, project, lightning, trainer_config, monitor),
         logger=build_loggers(folder, lightning),
         plugins=[AtomicCheckpointIO(trust_pickle)],
     )

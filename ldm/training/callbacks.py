@@ -12,6 +12,16 @@ from pytorch_lightning.callbacks import Callback
 
 logger = logging.getLogger(__name__)
 
+# The callbacks that every run has, by the keys under which `lightning.callbacks` overrides them.
+DEFAULT_CALLBACKS = {
+    "setup_callback": "main.SetupCallback",
+    "image_logger": "main.ImageLogger",
+    "learning_rate_logger": "pytorch_lightning.callbacks.LearningRateMonitor",
+    "cuda_callback": "main.CUDACallback",
+}
+TRAINSTEPS = "metrics_over_trainsteps_checkpoint"              # not one of them, but known by its key
+MODEL_CHECKPOINT = "pytorch_lightning.callbacks.ModelCheckpoint"
+
 
 class SetupCallback(Callback):
     """Saves what a run was started with: `configs/<time>-project.yaml` and `-lightning.yaml`."""

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ldm.data.base import Txt2ImgIterableBaseDataset
 from ldm.training.order import EpochSampler, SeededDataset
 from ldm.util import instantiate_from_config
 
@@ -28,8 +29,10 @@ class WrappedDataset(Dataset):
 
 
 def worker_init_fn(_: int) -> None:
-    """For iterable data sets: each worker draws with numpy and random from a stream of its own."""
+    """For streamed data sets: each worker reads its part of the records and draws with numpy and random from a stream of its own."""
     worker = torch.utils.data.get_worker_info()
+    if isinstance(worker.dataset, Txt2ImgIterableBaseDataset) and worker.dataset.valid_ids is not None:
+        worker.dataset.sample_ids = worker.dataset.valid_ids[worker.id :: worker.num_workers]
     seed = (torch.initial_seed() + worker.id) % 2**32
     np.random.seed(seed)
     random.seed(seed)

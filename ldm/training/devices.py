@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+# What Lightning 1 called accelerators, and configs saved then still do.
+STRATEGIES = ("ddp", "ddp_spawn")
 NO_GPU = (None, "", 0, "0", [], False)
 
 
@@ -14,6 +16,8 @@ def chosen_devices(trainer_config: dict[str, Any]) -> dict[str, Any]:
     `"0,"` card 0 · `"0,1"` cards 0 and 1 · `2` two cards · `0` none · `-1` all. Raises ValueError for what cannot be had.
     """
     config = dict(trainer_config)
+    if config.get("accelerator") in STRATEGIES:
+        config.setdefault("strategy", config.pop("accelerator"))
     if "gpus" not in config:
         if "accelerator" not in config:
             config["accelerator"] = "cpu"
@@ -70,5 +74,7 @@ def device_name(device: torch.device, count: int = 1) -> str:
         name = torch.cuda.get_device_name(device)
         return f"{count} × {name}" if count > 1 else f"{name} ({device})"
     if device.type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads" if torch.get_num_threads() > 1 else "CPU, 1 thread"
+        threads = torch.get_num_threads()
+        unused = " (a GPU is there and not used: --gpus 0, takes it)" if torch.cuda.is_available() else ""
+        return f"CPU, {threads} thread{'s' if threads > 1 else ''}{unused}"
     return str(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.checkpoints.reading import checked
+from ldm.checkpoints.reading import checked, read_checkpoint
 from ldm.data.images import list_pictures
 from ldm.training.compose import PERSONALIZATION, SETS, as_plain
 from ldm.training.run_folder import RunFolder
@@ -130,9 +130,11 @@ def data_sets(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, {**{key: value for key, value in defaults.items() if value is not None}, **(config.get("params") or {})}
 
 
-def check_resumable(path: str | Path, content: Mapping[str, Any]) -> None:
-    """A checkpoint to go on with holds the state of a training. Raises ValueError."""
+def steps_done(path: str | Path, *, trust_pickle: bool) -> int:
+    """Optimiser steps of the training whose state a checkpoint holds. Raises ValueError for one that holds weights only."""
+    content = read_checkpoint(path, trust_pickle=trust_pickle)
     lacking = [key for key in ("optimizer_states", "loops", "global_step") if key not in content]
     if lacking:
         raise ValueError(f"--resume: {path} holds weights only (no {', '.join(lacking)}), so there is no run to go on with. "
                          f"To start a new run from these weights: --actual_resume {path}")
+    return int(content["global_step"])

@@ -16,7 +16,6 @@ from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ldm.checkpoints import read_checkpoint
 from ldm.training import arguments, compose, plan, preflight
 from ldm.training.assembly import build_trainer
 from ldm.training.devices import chosen_devices, device_name
@@ -42,6 +41,7 @@ class Run(NamedTuple):
     lightning: DictConfig
     trainer: dict[str, Any]                                    # arguments of the Trainer, its device chosen
     resume_from: Path | None
+    steps_done: int = 0                                        # of a resumed run
 
 
 class Stopped(Exception):
@@ -79,8 +79,7 @@ def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
         folder = new_run(opt.logdir, data_root=opt.data_root, base=opt.base, name=opt.name, postfix=opt.postfix, datadir_in_name=opt.datadir_in_name)
     given_trainer = {name: getattr(opt, name) for name in arguments.nondefault_trainer_args(opt)}
     resume_from = given_trainer.pop("resume_from_checkpoint", None) or folder.resume_from
-    if resume_from is not None:
-        preflight.check_resumable(resume_from, read_checkpoint(resume_from, trust_pickle=opt.trust_pickle))
+    steps_done = preflight.steps_done(resume_from, trust_pickle=opt.trust_pickle) if resume_from is not None else 0
     config = compose.merge([*folder.saved_configs, *opt.base], dotted)
     compose.write_flags(config, opt)
     check_config(config)
@@ -89,7 +88,8 @@ def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
     trainer = chosen_devices({**compose.as_plain(lightning.get("trainer") or {}), **given_trainer})
     if opt.train and all(trainer.get(limit) in NO_LIMIT for limit in LIMITS):
         raise ValueError("nothing says how long to train: give --max_steps N (or lightning.trainer.max_steps in the config)")
-    return Run(folder, project, OmegaConf.merge(lightning, {"trainer": {**(lightning.get("trainer") or {}), **given_trainer}}), trainer, resume_from)
+    lightning = OmegaConf.merge(lightning, {"trainer": given_trainer})
+    return Run(folder, project, lightning, trainer, resume_from, steps_done)
 
 
 def execute(opt: argparse.Namespace, run: Run) -> None:
@@ -149,10 +149,11 @@ def test(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
 def say_plan(opt: argparse.Namespace, run: Run, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, rate: str) -> None:
     """Logs the first lines."""
     limits = [f"{key} {run.trainer[key]}" for key in LIMITS if run.trainer.get(key) not in NO_LIMIT]
+    done = f", {run.steps_done} of them done" if run.steps_done else ""
     facts = plan.Facts(
         device=device_name(trainer.strategy.root_device, trainer.num_devices),
         rate=rate,
-        steps=f"{', '.join(limits) or 'no limit'}; a step sees {trainer.accumulate_grad_batches} × {run.project.data.params.batch_size} examples",
+        steps=f"{', '.join(limits) or 'no limit'}{done}; a step sees {trainer.accumulate_grad_batches} × {run.project.data.params.batch_size} examples",
         base=OmegaConf.select(run.project, "model.params.ckpt_path"),
         resume_from=run.resume_from,
         folder=run.folder.path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 import datetime
 import glob
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class RunFolder:
     """Paths of one run; nothing is created before `create`."""
 
     path: Path
-    time: str                                                # of this start: names the configs that it saves
+    stamp: str                                               # data and time of this start: names the configs that it saves
     resume_from: Path | None = None                          # checkpoint whose training state is restored
     saved_configs: tuple[str, ...] = field(default=())       # of the earlier starts of a resumed run, in their order
 
@@ -53,7 +54,7 @@ def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | 
     else:
         suffix = ""
     data = os.path.basename(os.path.normpath(data_root)) if data_root and datadir_in_name else ""
-    return RunFolder(Path(logdir) / f"{data}{time}{suffix}{postfix}", time)
+    return RunFolder(Path(logdir) / f"{data}{time}{suffix}{postfix}", data + time)
 
 
 def resumed_run(resume: str, now: datetime.datetime | None = None) -> RunFolder:
@@ -72,4 +73,10 @@ def resumed_run(resume: str, now: datetime.datetime | None = None) -> RunFolder:
             raise FileNotFoundError(f"--resume: {given} holds no checkpoints/last.ckpt: the run was stopped before its first checkpoint. Start it anew.")
     time = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
     saved = tuple(sorted(glob.glob(os.path.join(glob.escape(str(path)), "configs", "*.yaml"))))
-    return RunFolder(path, time, checkpoint, saved)
+    return RunFolder(path, data_of(saved) + time, checkpoint, saved)
+
+
+def data_of(saved: tuple[str, ...]) -> str:
+    """The data's name with which the saved configs' names begin: the next ones begin so too, then sorting by name is sorting by time."""
+    last = re.match(r"(.*?)\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-", os.path.basename(saved[-1])) if saved else None
+    return last.group(1) if last else ""

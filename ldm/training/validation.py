@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm.training.arguments import NOT_ON_THE_COMMAND_LINE, trainer_arguments
+from ldm.training.callbacks import DEFAULT_CALLBACKS, MODEL_CHECKPOINT, TRAINSTEPS
 from ldm.training.compose import as_plain
 from ldm.util import NO_MODULE_MARKS, accepted_parameters, get_obj_from_str
 
@@ -73,10 +74,12 @@ def lightning_faults(lightning: Mapping[str, Any]) -> list[str]:
     """Faults of the section lightning."""
     trainer = [*trainer_arguments(), *(NOT_ON_THE_COMMAND_LINE - {"self", "callbacks", "logger", "plugins"}), "gpus", "resume_from_checkpoint"]
     faults = unknown("lightning", lightning, LIGHTNING_KEYS) + unknown("lightning.trainer", lightning.get("trainer") or {}, trainer)
-    for key in ("modelcheckpoint", "logger"):
-        faults += block(f"lightning.{key}", lightning.get(key) or {}, BLOCK_KEYS, complete=False)
+    faults += block("lightning.logger", lightning.get("logger") or {}, BLOCK_KEYS, complete=False)
+    faults += block("lightning.modelcheckpoint", {"target": MODEL_CHECKPOINT, **(lightning.get("modelcheckpoint") or {})}, BLOCK_KEYS, complete=False)
+    targets = {**DEFAULT_CALLBACKS, TRAINSTEPS: MODEL_CHECKPOINT}
     for name, callback in (lightning.get("callbacks") or {}).items():
-        faults += block(f"lightning.callbacks.{name}", callback or {}, BLOCK_KEYS, complete=False)
+        default = {"target": targets[name]} if name in targets else {}
+        faults += block(f"lightning.callbacks.{name}", {**default, **(callback or {})}, BLOCK_KEYS, complete=False)
     return faults
 
 
@@ -150,12 +153,22 @@ def named_parameters(name: str, target: Callable[..., Any]) -> Collection[str] |
 
 
 def signature_defaults(target: Callable[..., Any]) -> dict[str, Any]:
-    """Parameter → default of a call, for those that can be given by name."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return {}
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)}
+    """Parameter → default of a call, for those that can be given by name.
+
+    A constructor with `**kwargs` hands them on, so those of the constructors above it count too.
+    """
+    constructors = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object] if inspect.isclass(target) else [target]
+    found: dict[str, Any] = {}
+    for function in constructors:
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):                        # written in C
+            break
+        by_name = [each for each in parameters.values() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY) and each.name != "self"]
+        found = {**{each.name: each.default for each in by_name}, **found}
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            break
+    return found
 
 
 def network_keys() -> set[str]:

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 import ldm.checkpoints.loading
 from ldm.checkpoints import read_state_dict
-from ldm.checkpoints.embeddings import read_embeddings
+from ldm.checkpoints.embeddings import read_embeddings, write_embeddings
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training import run as run_module
 from tests.training import tiny, toy
 
@@ -99,7 +100,7 @@ def test_gpus_0_without_a_comma_means_the_cpu_and_the_first_lines_say_so(train):
     """A22."""
     ran = train(toy.config(), "--gpus", "0", "--max_steps", "1")
     assert ran.code == 0
-    assert next(line for line in ran.out.splitlines() if "device  " in line).endswith(f"CPU, {torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1))
+    assert f"device         CPU, {torch.get_num_threads()} thread" in ran.out
 
 
 def test_section_that_a_flag_writes_into_may_be_absent_where_it_is_optional(train, base, pictures):
@@ -149,8 +150,6 @@ def test_wrong_picture_folder_is_named_before_the_model_is_loaded(train, not_bui
 def test_placeholder_flag_reaches_captions_embeddings_and_the_saved_config(train, base, pictures, monkeypatch):
     """A06, A08: the bare symbol in every caption, also where a yaml names it in a list."""
     seen: list[str] = []
-    from ldm.models.diffusion.ddpm import LatentDiffusion
-
     get_input = LatentDiffusion.get_input
     monkeypatch.setattr(LatentDiffusion, "get_input", lambda self, batch, *a, **k: seen.extend(batch["caption"]) or get_input(self, batch, *a, **k))
     ran = train(tiny.config(pictures), "--actual_resume", str(base), "--placeholder_string", "@")
@@ -190,15 +189,14 @@ def test_base_checkpoint_is_loaded_once_and_shown_in_the_plan(train, base, pictu
 def test_embeddings_given_explicitly_win_over_the_checkpoints(train, base, pictures, tmp_path):
     first = train(tiny.config(pictures), "--actual_resume", str(base))
     last = first.folder / "checkpoints" / "last.ckpt"
-    from ldm.checkpoints.embeddings import write_embeddings
-
     tokens, vectors = read_embeddings(first.folder / "checkpoints" / "embeddings.pt")
     other = {key: torch.full_like(value, 0.25) for key, value in vectors.items()}
     write_embeddings(tmp_path / "other.pt", tokens, other)
-    ran = train(tiny.config(pictures), "--actual_resume", str(last), "--embedding_manager_ckpt", str(tmp_path / "other.pt"), "--max_steps", "1", "model.base_learning_rate=1.0e-9")
+    words = ("--actual_resume", str(last), "--max_steps", "1", "model.base_learning_rate=1.0e-9")
+    ran = train(tiny.config(pictures), *words, "--embedding_manager_ckpt", str(tmp_path / "other.pt"))
     assert ran.code == 0
     assert torch.allclose(read_embeddings(ran.folder / "checkpoints" / "embeddings.pt")[1]["*"], other["*"], atol=1e-3)
-    ran = train(tiny.config(pictures), "--actual_resume", str(last), "--max_steps", "1", "model.base_learning_rate=1.0e-9")
+    ran = train(tiny.config(pictures), *words)
     assert torch.allclose(read_embeddings(ran.folder / "checkpoints" / "embeddings.pt")[1]["*"], vectors["*"], atol=1e-5)
 
 

@@ -30,7 +30,8 @@ def network(width: int = WIDTH) -> dict[str, Any]:
 def first_stage() -> dict[str, Any]:
     ddconfig = {"double_z": True, "z_channels": CHANNELS, "resolution": SIZE, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 1],
                 "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
-    return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": {"embed_dim": CHANNELS, "ddconfig": ddconfig, "lossconfig": {"target": "torch.nn.Identity"}}}
+    params = {"embed_dim": CHANNELS, "ddconfig": ddconfig, "lossconfig": {"target": "torch.nn.Identity"}}
+    return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params}
 
 
 def config(data_root: Path | None = None, width: int = WIDTH) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""`--gpus` means what it meant, and what cannot be had is refused."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldm.training.devices import chosen_devices
+
+
+@pytest.fixture(params=[0, 2], ids=["no GPU", "two GPUs"])
+def cards(request, monkeypatch) -> int:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("gpus", [None, "", 0, "0", []])
+def test_no_gpus_means_the_cpu(cards, gpus):
+    assert chosen_devices({"gpus": gpus, "max_steps": 3}) == {"max_steps": 3, "accelerator": "cpu", "devices": 1}
+
+
+def test_without_any_choice_the_cpu_is_used_as_in_the_original(cards):
+    assert chosen_devices({}) == {"accelerator": "cpu", "devices": 1}
+
+
+@pytest.mark.parametrize(("gpus", "devices"), [("0,", [0]), ("1,", [1]), ("0,1", [0, 1]), ("1", 1), (2, 2), ([1], [1]), ("-1", [0, 1])])
+def test_cards_by_number_with_a_comma_and_by_count_without(cards, gpus, devices):
+    if cards:
+        assert chosen_devices({"gpus": gpus}) == {"accelerator": "gpu", "devices": devices}
+    else:
+        with pytest.raises(ValueError, match="no GPU that torch can use"):
+            chosen_devices({"gpus": gpus})
+
+
+@pytest.mark.parametrize("gpus", ["2,", "0,2", "3"])
+def test_cards_beyond_those_there_are_refused_with_how_many_there_are(monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"this machine has 2 \(numbers 0 to 1\)"):
+        chosen_devices({"gpus": gpus})
+
+
+def test_two_choices_of_a_device_are_refused(cards):
+    with pytest.raises(ValueError, match="--gpus and --accelerator"):
+        chosen_devices({"gpus": "0,", "accelerator": "cpu"})
+
+
+def test_accelerator_gpu_without_one_is_refused(cards):
+    if cards:
+        assert chosen_devices({"accelerator": "gpu"})["accelerator"] == "gpu"
+    else:
+        with pytest.raises(ValueError, match="no GPU"):
+            chosen_devices({"accelerator": "gpu"})
+
+
+def test_words_that_are_no_cards_are_explained(cards):
+    with pytest.raises(ValueError, match="expected `0,`"):
+        chosen_devices({"gpus": "first"})
+
+
+@pytest.mark.parametrize("name", ["ddp", "ddp_spawn"])
+def test_accelerators_of_old_lightning_that_are_strategies_today(cards, name):
+    """Configs saved by runs of the original say `accelerator: ddp`."""
+    assert chosen_devices({"gpus": 0, "accelerator": name}) == {"accelerator": "cpu", "devices": 1, "strategy": name}
