@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.models.diffusion.regularized import RegularizedLatentDiffusion
+from ldm.models.diffusion.regularized import RegularizedLatentDiffusion, trainer_part
 from ldm.prompts import imagenet_templates_small
 from ldm.regularization import FrozenCopy, Mixture, NoiseMSE, TrainingBatch
 from ldm.regularization.choices import Prompts
@@ -308,3 +309,23 @@ def test_taking_theta_0_disturbs_neither_modes_nor_global_randomness(base, tmp_p
     model.setup("fit")
     assert torch.equal(torch.get_rng_state(), state) and [part.training for part in model.modules()] == modes
 
+
+
+@pytest.mark.parametrize("name", ["strategy", "training_type_plugin"], ids=["Lightning 2", "Lightning 1.5"])
+def test_the_trainers_device_is_found_under_either_name(name):
+    module = torch.nn.Module()
+    assert trainer_part(module, "strategy", "training_type_plugin") is None
+    part = SimpleNamespace(root_device=torch.device("cpu"))
+    object.__setattr__(module, "_trainer" if name == "strategy" else "trainer", SimpleNamespace(**{name: part}))
+    assert trainer_part(module, "strategy", "training_type_plugin") is part
+
+
+def test_banks_are_sampled_where_the_model_will_train(base, tmp_path, monkeypatch):
+    model = regularized_model(base, tmp_path)
+    order = []
+    for name in ("to", "draw_prior"):
+        original = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda *args, name=name, original=original, **kwargs: order.append((name, *args[:1])) or original(*args, **kwargs))
+    object.__setattr__(model, "_trainer", SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu", 0), barrier=lambda: None), global_rank=0))
+    model.setup("fit")
+    assert order[0] == ("to", torch.device("cpu", 0)) and order[1][0] == "draw_prior"
