@@ -1,12 +1,15 @@
 """A reconstruction loss without a network in it, for small first stages trained on a CPU.
 
-loss = mean |x - y| + gradient_weight * (mean |dx(x - y)| + mean |dy(x - y)|) + kl_weight * KL per latent entry
+loss = mean |x - y| + gradient_weight * (mean |dx(x - y)| + mean |dy(x - y)|) + colour_weight * mean pool(x - y)^2 + kl_weight * KL per latent entry
 
 dx, dy are the differences of neighbouring pixels: plain L1 is content with blurred outlines, its gradients are not (gradient difference loss
-with exponent 1, Mathieu et al. 2015, arXiv 1511.05440).
+with exponent 1, Mathieu et al. 2015, arXiv 1511.05440). pool averages squares of 4 × 4 pixels: what is left there is a wrong colour and no
+outline, and its square makes a pink drawn grey matter more than many small errors. Without it a code of four channels learns shapes long
+before it learns colours.
 """
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
@@ -24,12 +27,16 @@ class L1WithGradient(nn.Module):
         the number of entries, so that it is a mean like the two L1 terms and one weight serves every resolution. (LPIPSWithDiscriminator weighs
         sums against sums: its kl_weight w is kl_weight = w * latent entries / pixel values here.)
     gradient_weight: weight of the differences against the pixels, both in the units of pixels ([-1, 1]).
+    colour_weight: weight of the squared error of colours, averaged over POOL × POOL pixels.
     """
 
-    def __init__(self, kl_weight: float = 1e-4, gradient_weight: float = 1.0):
+    POOL = 4
+
+    def __init__(self, kl_weight: float = 1e-4, gradient_weight: float = 1.0, colour_weight: float = 0.0):
         super().__init__()
         self.kl_weight = kl_weight
         self.gradient_weight = gradient_weight
+        self.colour_weight = colour_weight
 
     def forward(
         self,
@@ -56,5 +63,9 @@ class L1WithGradient(nn.Module):
         gradient_loss = across.abs().mean() + down.abs().mean()
         kl_loss = posteriors.kl().mean() / posteriors.mean[0].numel()
         loss = rec_loss + self.gradient_weight * gradient_loss + self.kl_weight * kl_loss
-        parts = {"total_loss": loss, "rec_loss": rec_loss, "gradient_loss": gradient_loss, "kl_loss": kl_loss}
+        parts = {"rec_loss": rec_loss, "gradient_loss": gradient_loss, "kl_loss": kl_loss}
+        if self.colour_weight:
+            parts["colour_loss"] = F.avg_pool2d(error, self.POOL).square().mean()
+            loss = loss + self.colour_weight * parts["colour_loss"]
+        parts["total_loss"] = loss
         return loss, {f"{split}/{name}": value.detach() for name, value in parts.items()}

@@ -49,3 +49,14 @@ def test_weights_scale_each_picture():
     x, y = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     loss, _ = L1WithGradient()(x, y, posterior(0.0), 0, 0, weights=torch.tensor([0.0, 3.0]).view(2, 1, 1, 1))
     assert loss.item() == pytest.approx(1.5)
+
+
+def test_the_colour_term_is_the_squared_error_of_pooled_pictures_and_does_not_see_a_checkerboard():
+    x = torch.zeros(1, 3, 8, 8)
+    plain, coloured = L1WithGradient(kl_weight=0.0), L1WithGradient(kl_weight=0.0, colour_weight=2.0)
+    shifted = x + torch.tensor([0.5, 0.0, 0.0]).view(1, 3, 1, 1)
+    loss, log = coloured(x, shifted, posterior(0.0), 0, 0)
+    assert log["train/colour_loss"].item() == pytest.approx(0.25 / 3)
+    assert loss.item() - plain(x, shifted, posterior(0.0), 0, 0)[0].item() == pytest.approx(2 * 0.25 / 3)
+    checkerboard = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1.0
+    assert coloured(x, x + checkerboard, posterior(0.0), 0, 0)[1]["train/colour_loss"].item() == pytest.approx(0.0, abs=1e-12)
