@@ -113,7 +113,7 @@ def print_peak(config: DictConfig, options: argparse.Namespace, pixels: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs/characters/finetune_unfrozen.yaml", help="the unregularised yaml; its twin ends in _reg.yaml")
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs/characters/finetune_unfrozen.yaml", help="the yaml whose twin ends in _reg.yaml")
     parser.add_argument("--base-checkpoint", type=Path, default=REPOSITORY / "assets/characters/model.safetensors")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=40, help="measured steps of each variant")

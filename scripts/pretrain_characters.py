@@ -20,11 +20,30 @@ logger = logging.getLogger("pretrain_characters")
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIRST_STAGE = "configs/characters/autoencoder.yaml"
 DENOISER = "configs/characters/pretrain.yaml"
-# Cheap crops first: a quarter of the pixels, and the details that come last are all in the face.
-CROPS = (
-    "data.params.train.params.crop=32", "data.params.validation.params.crop=32", "data.params.batch_size=32",
-    "model.params.scheduler_config.params.max_decay_steps=20000", "lightning.trainer.max_steps=2600", "lightning.trainer.val_check_interval=800",
-)  # fmt: skip
+
+
+def steps(count: int, *, schedule: int) -> tuple[str, str]:
+    """Overrides for a run of so many steps on a cosine of `schedule` steps."""
+    return f"lightning.trainer.max_steps={count}", f"model.params.scheduler_config.params.max_decay_steps={schedule}"
+
+
+def rate(learning_rate: float) -> str:
+    return f"model.base_learning_rate={learning_rate}"
+
+
+def colour(weight: float) -> str:
+    return f"model.params.lossconfig.params.colour_weight={weight}"
+
+
+# Cheap crops first: a quarter of the pixels, and the details that come last are all in the face. Shapes are learnt before colours,
+# which get a term of their own from the third stage on. Each stage starts from the one before it.
+ON_CROPS = ("data.params.train.params.crop=32", "data.params.validation.params.crop=32", "model.params.scheduler_config.params.lr_min=0.1")
+FIRST_STAGES = {
+    "crops": (*ON_CROPS, *steps(5105, schedule=20000), rate(1.5e-3), colour(0)),
+    "settle": (*ON_CROPS, *steps(4977, schedule=7500), rate(1e-3), colour(0), "data.params.train.params.seed=1"),
+    "colours": (*ON_CROPS, *steps(6500, schedule=6500), rate(1e-3), colour(3), "data.params.train.params.seed=2"),
+    "whole": ("data.params.train.params.seed=3",),
+}
 
 
 def command(*words: str) -> None:
@@ -58,8 +77,9 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    crops = train("crops", FIRST_STAGE, options.logdir, *CROPS)
-    first_stage = train("whole", FIRST_STAGE, options.logdir, start_from=crops)
+    first_stage = None
+    for name, overrides in FIRST_STAGES.items():
+        first_stage = train(name, FIRST_STAGE, options.logdir, *overrides, start_from=first_stage)
     latents = options.logdir / "latents.safetensors"
     if not latents.is_file():
         command("scripts/encode_characters.py", "--config", FIRST_STAGE, "--ckpt", str(first_stage), "--out", str(latents))

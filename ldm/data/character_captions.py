@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import random
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from ldm.data.character_world import Character, Scene, Thing
 
@@ -11,7 +11,10 @@ PLACE_WORDS = {
     "plain": "on a plain background", "forest": "in a forest", "beach": "at the beach", "night": "at night", "city": "in a city", "snow": "in the snow",
 }  # fmt: skip
 # sentence shapes beside the bare noun phrase; {} is a noun phrase with its article
-SENTENCES = ("a picture of {}", "a drawing of {}", "a photo of {}", "here is {}", "this is {}", "{}, simple shapes", "we see {}", "a painting of {}", "an image of {}")
+SENTENCES = (
+    "a picture of {}", "a drawing of {}", "a photo of {}", "here is {}", "this is {}", "{}, simple shapes", "we see {}", "a painting of {}",
+    "an image of {}",
+)  # fmt: skip
 
 
 def article(words: str) -> str:
@@ -28,7 +31,7 @@ def headwear_words(character: Character) -> str:
     return article(f"{character.hat_colour} hat" if character.headwear == "hat" else "crown")
 
 
-def noun_phrase(scene: Scene, named: Optional[Sequence[str]] = None) -> str:
+def noun_phrase(scene: Scene, named: Sequence[str] | None = None) -> str:
     """The scene in words, beginning with the noun's adjectives and without an article.
 
     named: attributes to put into words; all by default. "none" values are left out of the words.

@@ -6,7 +6,7 @@ What a first stage with f = 8 must keep is drawn large: eyes of 7.5 pixels' radi
 from __future__ import annotations
 
 import math
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -324,7 +324,7 @@ def _snow(canvas: Canvas, rng: np.random.Generator, side: int) -> None:
 _BACKGROUNDS = {"plain": _plain, "forest": _forest, "beach": _beach, "night": _night, "city": _city, "snow": _snow}
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int, *, gap: int = 4, background: Optional[Colour] = None) -> Image.Image:
+def contact_sheet(pictures: Sequence[Image.Image], columns: int, *, gap: int = 4, background: Colour | None = None) -> Image.Image:
     """Pictures of one size in rows of `columns`, with `gap` pixels between them."""
     width, height = pictures[0].size
     rows = math.ceil(len(pictures) / columns)

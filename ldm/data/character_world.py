@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Optional, Union
 
 import numpy as np
 
@@ -46,7 +45,7 @@ class Character:
     eyes: str
     mouth: str
     headwear: str = "none"
-    hat_colour: Optional[str] = None
+    hat_colour: str | None = None
     accessory: str = "none"
     background: str = "plain"
 
@@ -60,7 +59,7 @@ class Character:
             if value is not None and value not in VALUES[field.name]:
                 raise ValueError(f"{field.name} {value!r} is none of {', '.join(VALUES[field.name])}")
 
-    def attributes(self) -> dict[str, Optional[str]]:
+    def attributes(self) -> dict[str, str | None]:
         """Attribute → value, `kind` included."""
         return {"kind": self.kind, **asdict(self)}
 
@@ -73,12 +72,12 @@ class Thing:
     colour: str
     background: str = "plain"
 
-    def attributes(self) -> dict[str, Optional[str]]:
+    def attributes(self) -> dict[str, str | None]:
         """Attribute → value; attributes of characters are None."""
         return {**dict.fromkeys(VALUES), **asdict(self)}
 
 
-Scene = Union[Character, Thing]
+Scene = Character | Thing
 
 
 def is_held_out(character: Character) -> bool:
@@ -120,7 +119,7 @@ def random_character(rng: np.random.Generator, *, colours: tuple[str, ...], eyes
     )
 
 
-def dressed(character: Character, **changes: Optional[str]) -> Character:
+def dressed(character: Character, **changes: str | None) -> Character:
     """The same character with other headwear, accessory or background."""
     if changes.get("headwear", "hat") != "hat":
         changes.setdefault("hat_colour", None)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class CharacterDataset(Dataset):
         set: Literal["train", "val", "test"] = "train",
         seed: int = 0,
         reserved: bool = False,
-        crop: Optional[int] = None,
+        crop: int | None = None,
         empty_caption: float = 0.0,
         things: float = 0.25,
     ):

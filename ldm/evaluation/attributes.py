@@ -5,8 +5,8 @@ A small convolutional network with one head an attribute, trained on fresh rende
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class AttributeClassifier(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
-    def read(self, pictures: Tensor, batch_size: int = 64) -> list[dict[str, Optional[str]]]:
+    def read(self, pictures: Tensor, batch_size: int = 64) -> list[dict[str, str | None]]:
         """The likeliest value of each attribute, a dictionary a picture.
 
         What a picture cannot have is None: a thing has no eyes, and only a hat has a hat_colour.
@@ -57,8 +57,8 @@ class AttributeClassifier(nn.Module):
         return found
 
 
-def _possible(values: dict[str, str]) -> dict[str, Optional[str]]:
-    possible: dict[str, Optional[str]] = dict(values)
+def _possible(values: dict[str, str]) -> dict[str, str | None]:
+    possible: dict[str, str | None] = dict(values)
     if values["kind"] != "character":
         possible.update(dict.fromkeys(("body", "eyes", "mouth", "headwear", "hat_colour", "accessory")))
     elif values["headwear"] != "hat":
@@ -116,7 +116,7 @@ def _softened(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     return pictures + float(rng.uniform(0.0, 0.1)) * torch.randn_like(pictures)
 
 
-def accuracy(read: Sequence[dict[str, Optional[str]]], scenes: Sequence[Scene]) -> dict[str, dict[str, float]]:
+def accuracy(read: Sequence[dict[str, str | None]], scenes: Sequence[Scene]) -> dict[str, dict[str, float]]:
     """Attribute → value → share of the scenes with that value in which it was read; under "all" the share over all values."""
     result: dict[str, dict[str, float]] = {}
     for name in VALUES:
