@@ -55,7 +55,7 @@ def build(config: DictConfig, base_checkpoint: Path, learning_rate: float) -> tu
     model.setup("fit")
     model.train()
     optimizer = model.configure_optimizers()
-    return model, optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer[0][0]
+    return model, optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer["optimizer"]
 
 
 def batch_of(model: torch.nn.Module, size: int, pixels: int) -> dict[str, Any]:
