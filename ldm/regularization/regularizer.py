@@ -67,8 +67,9 @@ class LocalityRegularizer:
         return self._source is not None
 
     def bind(self, words: Words) -> None:
-        """Tell the conditioning what the run calls things; raises what it finds wrong."""
+        """Tell the conditioning what the run calls things. Raises ValueError or FileNotFoundError for parts that cannot work, or not together."""
         self.conditioning.bind(words)
+        self.teacher.check(self.conditioning, self.latents)
 
     @torch.no_grad()
     def prepare(self, start: Start) -> None:
@@ -77,6 +78,7 @@ class LocalityRegularizer:
             raise ValueError(
                 f"{self.latents.describe()} has no c_concat, which conditioning_key: hybrid needs beside the text; use latents_config: TrainingLatents."
             )
+        self.teacher.check(self.conditioning, self.latents, start.concept_moves)
         self.theta_hash = start.theta_hash
         self.training_chance = Chance((self.seed + start.rank) % SEED_LIMIT)
         self.validation_chance = Chance((self.seed + VALIDATION_SEED_OFFSET + start.rank) % SEED_LIMIT)

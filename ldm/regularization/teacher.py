@@ -21,6 +21,9 @@ from ldm.regularization.types import Model, NoisyLatents, Part, Start, TrainingB
 class Teacher(Part):
     """What each teacher is by default: it takes nothing, and any probe will do."""
 
+    def check(self, conditioning: Conditioning, latents: Latents, concept_moves: bool = False) -> None:
+        """Raise ValueError if this teacher cannot answer for such probes. concept_moves: the placeholder's vectors are being trained."""
+
     def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:
         """Take or store what is needed of θ₀. Returns the source of all probes from now on."""
         return latents
@@ -78,17 +81,19 @@ class CachedTeacher(Teacher):
         self._batch_size = batch_size
         self._cache_dir = cache_dir
 
-    def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:
+    def check(self, conditioning: Conditioning, latents: Latents, concept_moves: bool = False) -> None:
         if not latents.listable:
             raise ValueError(
                 f"CachedTeacher cannot store outputs at {type(latents).__name__}, which are new in every step. "
                 "What fits: latents from PriorSamples or NoiseLatents, or teacher_config: FrozenCopy."
             )
-        if conditioning.needs_concept and start.concept_moves:
+        if conditioning.needs_concept and concept_moves:
             raise ValueError(
                 f"CachedTeacher cannot store outputs for {conditioning.describe()}: their encoding moves with the placeholder's vectors, which are "
                 "being trained. What fits: EmptyPrompt or ClassPrompts, vectors that are fixed (train_embeddings: false), or teacher_config: FrozenCopy."
             )
+
+    def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:
         entries = latents.population(start, conditioning, self.noisings)
         probes = {"probes": hash_tensors({"z_t": entries.z_t, "t": entries.t}), "choice": entries.choice.facts()}
         facts = {"of": "frozen outputs", "theta": start.theta_hash, "model": start.facts, "dtype": self.dtype, **probes}

@@ -137,6 +137,11 @@ def test_a_condition_that_is_no_text_is_refused_when_training_begins(base, tmp_p
         model.setup("fit")
 
 
+def test_a_cached_teacher_on_training_latents_is_refused_before_the_model_is_built(tmp_path):
+    with pytest.raises(ValueError, match="TrainingLatents.*PriorSamples or NoiseLatents"):
+        regularized_model(str(tmp_path / "no-such.ckpt"), tmp_path, latents="TrainingLatents", teacher="CachedTeacher")
+
+
 def test_training_before_theta_0_was_taken_is_refused_and_a_mere_evaluation_is_plain(base, tmp_path):
     model = regularized_model(base, tmp_path, **COPY)
     with pytest.raises(RuntimeError, match="setup"):
@@ -320,12 +325,19 @@ def test_the_trainers_device_is_found_under_either_name(name):
     assert trainer_part(module, "strategy", "training_type_plugin") is part
 
 
-def test_banks_are_sampled_where_the_model_will_train(base, tmp_path, monkeypatch):
-    model = regularized_model(base, tmp_path)
+def test_banks_are_sampled_where_the_model_will_train_and_in_eval_mode(base, tmp_path, monkeypatch):
+    model = regularized_model(base, tmp_path).train()
     order = []
     for name in ("to", "draw_prior"):
         original = getattr(model, name)
-        monkeypatch.setattr(model, name, lambda *args, name=name, original=original, **kwargs: order.append((name, *args[:1])) or original(*args, **kwargs))
-    object.__setattr__(model, "_trainer", SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu", 0), barrier=lambda: None), global_rank=0))
+
+        def recorded(*args, name=name, original=original, **kwargs):
+            order.append((name, args[0], model.model.training))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(model, name, recorded)
+    device = torch.device("cpu", 0)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=device, barrier=lambda: None), global_rank=0)
+    object.__setattr__(model, "_trainer", trainer)
     model.setup("fit")
-    assert order[0] == ("to", torch.device("cpu", 0)) and order[1][0] == "draw_prior"
+    assert order[0] == ("to", device, True) and order[1][0] == "draw_prior" and order[1][2] is False

@@ -9,7 +9,7 @@ from ldm.regularization.chance import Chance
 from ldm.regularization.choices import Prompts
 from ldm.regularization.teacher import frozen_copy
 from ldm.regularization.types import NoisyLatents
-from tests.regularization.doubles import WORDS, ToyModel, batch_of, start_of
+from tests.regularization.doubles import WORDS, ToyModel, batch_of, regularizer_of, start_of
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_cache_in_half_precision_rounds_only_the_output(conditioning, tmp_path, 
 
 def test_cache_refuses_latents_that_are_new_in_every_step_and_names_what_fits(conditioning):
     with pytest.raises(ValueError, match="TrainingLatents.*PriorSamples or NoiseLatents.*FrozenCopy"):
-        CachedTeacher().prepare(start_of(ToyModel()), conditioning, TrainingLatents())
+        CachedTeacher().check(conditioning, TrainingLatents())
 
 
 def test_cache_refuses_choices_that_move_with_the_concept_while_it_moves(tmp_path):
@@ -179,10 +179,12 @@ def test_cache_refuses_choices_that_move_with_the_concept_while_it_moves(tmp_pat
         def prompts(self, n, generator):
             return ["a photo of a cat"] * n
 
-    teacher = CachedTeacher(noisings=1, cache_dir=str(tmp_path))
+    model, latents = ToyModel(), PriorSamples(samples=2, cache_dir=str(tmp_path))
+    parts = {"conditioning": AroundTheConcept(), "latents": latents, "teacher": CachedTeacher(noisings=1, cache_dir=str(tmp_path))}
     with pytest.raises(ValueError, match="EmptyPrompt or ClassPrompts.*train_embeddings: false.*FrozenCopy"):
-        teacher.prepare(start_of(ToyModel(), concept_moves=True), AroundTheConcept(), NoiseLatents())
-    teacher.prepare(start_of(ToyModel(), concept_moves=False), AroundTheConcept(), NoiseLatents(samples=2))
+        regularizer_of(model, start=start_of(model, concept_moves=True), **parts)
+    assert model.priors == 0, "said before anything is sampled"
+    assert regularizer_of(model, start=start_of(model, concept_moves=False), **parts).floor < 1e-10
 
 
 @pytest.mark.parametrize("make", [lambda: FrozenCopy(dtype="half-ish"), lambda: CachedTeacher(dtype="int8"), lambda: CachedTeacher(noisings=0)])

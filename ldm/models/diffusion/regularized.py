@@ -87,7 +87,7 @@ class RegularizedLatentDiffusion(LatentDiffusion):
     def _require_text(self) -> None:
         try:
             c = self.encode_prompts([""])
-        except Exception as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the locality term needs a text condition: cond_stage_key {self.cond_stage_key!r} cannot encode a prompt ({error})") from error
         if not isinstance(c, Tensor) or c.ndim != 3:
             raise ValueError(f"the locality term needs a text condition (B, L, d): a prompt is encoded as {getattr(c, 'shape', type(c).__name__)}")
