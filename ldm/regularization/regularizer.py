@@ -86,6 +86,8 @@ class LocalityRegularizer:
         self._source = self.teacher.prepare(start, self.conditioning, self.latents)
         if not start.hybrid:
             self._measure_floor(start)
+        if self.weight.caution() and not start.rank:
+            logger.warning("locality term: %s", self.weight.caution())
 
     def due(self, step: int, training: bool) -> bool:
         """Whether R is computed for this batch: in training in the weight's steps, in validation always."""

@@ -2,10 +2,11 @@
 
 Every k-th step with k-fold weight: lazy regularisation, StyleGAN2 (Karras et al. 2020, arXiv 1912.04958). Steps are optimiser steps.
 """
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from ldm.regularization.types import Part
 
+RECOMMENDED = 10.0  # the shipped configurations'
 
 class ConstantWeight(Part):
     """λ, the same in every step once warm-up is over.
@@ -40,6 +41,15 @@ class ConstantWeight(Part):
     def at(self, step: int) -> float:
         """λ in this optimiser step."""
         return self.weight * min(1.0, step / self.warmup_steps) if self.warmup_steps else self.weight
+
+    def caution(self) -> Optional[str]:
+        """What a user should know of these settings before the run; None if there is nothing."""
+        if self.weight < 10 * RECOMMENDED:
+            return None
+        return (
+            f"weight {self.weight:g} is {self.weight / RECOMMENDED:g} times the recommended {RECOMMENDED:g}: the concept may be learnt slowly or not at all, "
+            "and come out looking like its class. Watch loss_original: if it hardly falls, lower the weight."
+        )
 
     def describe(self) -> str:
         warmup = f", rising from 0 over {self.warmup_steps} steps" if self.warmup_steps else ""

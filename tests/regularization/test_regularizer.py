@@ -138,6 +138,13 @@ def test_ranks_draw_different_probes():
     assert run(ranks[0], model, [0]) != run(ranks[1], model, [0])
 
 
+def test_too_high_a_weight_is_warned_of_when_the_run_starts(caplog):
+    regularizer_of(ToyModel(), weight=ConstantWeight(10.0))
+    assert "recommended" not in caplog.text
+    regularizer_of(ToyModel(), weight=ConstantWeight(1000.0))
+    assert "100 times the recommended 10" in caplog.text and "loss_original" in caplog.text
+
+
 def test_weight_0_is_said():
     off = LocalityRegularizer(weight=ConstantWeight(0.0), conditioning=ClassPrompts(), latents=TrainingLatents(), teacher=FrozenCopy())
     assert not off.on and not off.ready and "off" in off.describe()

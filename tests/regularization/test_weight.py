@@ -33,6 +33,11 @@ def test_impossible_settings_are_refused_by_name(settings, key):
         ConstantWeight(**settings)
 
 
+def test_a_weight_far_above_the_recommended_is_warned_of():
+    assert ConstantWeight(10.0).caution() is None and ConstantWeight(0.0).caution() is None
+    assert "100 times the recommended 10" in ConstantWeight(1000.0).caution()
+
+
 def test_all_faults_are_told_at_once():
     with pytest.raises(ValueError, match="weight is -1.*every is 0"):
         ConstantWeight(-1.0, every=0)
