@@ -37,7 +37,10 @@ def colour(weight: float) -> str:
 
 # Cheap crops first: a quarter of the pixels, and the details that come last are all in the face. Shapes are learnt before colours,
 # which get a term of their own from the third stage on. Each stage starts from the one before it.
-ON_CROPS = ("data.params.train.params.crop=32", "data.params.validation.params.crop=32", "model.params.scheduler_config.params.lr_min=0.1")
+ON_CROPS = (
+    "data.params.train.params.crop=32", "data.params.validation.params.crop=32", "data.params.batch_size=8",
+    "model.params.scheduler_config.params.lr_min=0.1",
+)  # fmt: skip
 FIRST_STAGES = {
     "crops": (*ON_CROPS, *steps(5105, schedule=20000), rate(1.5e-3), colour(0)),
     "settle": (*ON_CROPS, *steps(4977, schedule=7500), rate(1e-3), colour(0), "data.params.train.params.seed=1"),
