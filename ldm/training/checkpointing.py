@@ -61,11 +61,10 @@ class LastCheckpoint(Checkpoint):
             every, before, self.seen_step = self.every_n_train_steps, self.seen_step, trainer.global_step
             if every and trainer.global_step // every > before // every:
                 self.save(trainer)
-        if self.signals.save_asked:
-            self.signals.save_asked = False
+        if self.signals.save_was_asked(trainer):
             self.save(trainer)
             logger.info("asked by a signal: %s holds step %d", self.path, trainer.global_step)
-        self.signals.batch_ended()
+        self.signals.batch_ended(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.every_n_train_steps:
@@ -75,7 +74,9 @@ class LastCheckpoint(Checkpoint):
         self.save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if self.boundary is not None and not is_disk_fault(exception):
+        # Saving takes all processes: where an error stopped one, the others would wait for it for ever.
+        together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt)
+        if self.boundary is not None and together and not is_disk_fault(exception):
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -120,7 +121,9 @@ class RestoreChance(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.saved is not None and trainer.global_rank < len(self.saved):
             random_state.restore(self.saved[trainer.global_rank])
-            self.saved = None
+        elif trainer.global_rank > 0:                          # the same seed everywhere would give every process the same noise
+            pl.seed_everything(torch.initial_seed() + trainer.global_rank, verbose=False)
+        self.saved = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.before_validation = random_state.capture()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TIME_FORMAT = "%Y-%m-%dT%H-%M-%S"
+STARTED = "LDM_RUN_STARTED"                                    # environment variable: TIME_FORMAT of the first process
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,18 @@ class RunFolder:
             raise ValueError(f"the run folder {self.path} cannot be written: {error.strerror} ({error.filename}). Choose another one with --logdir.") from error
 
 
+def time_of_start(now: datetime.datetime | None) -> str:
+    """When the run began; processes that it started itself are told by it, so that all name the same folder."""
+    if int(os.environ.get("LOCAL_RANK", 0)) and STARTED in os.environ:
+        return os.environ[STARTED]
+    os.environ[STARTED] = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
+    return os.environ[STARTED]
+
+
 def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | bool, postfix: str, datadir_in_name: bool,
             now: datetime.datetime | None = None) -> RunFolder:
     """A folder named after data, time and run. Without a name the first config file gives it."""
-    time = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
+    time = time_of_start(now)
     if name and name is not True:
         suffix = f"_{name}"
     elif base and name is not True:
@@ -71,7 +80,7 @@ def resumed_run(resume: str, now: datetime.datetime | None = None) -> RunFolder:
         path, checkpoint = Path(os.path.normpath(given)), given / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
             raise FileNotFoundError(f"--resume: {given} holds no checkpoints/last.ckpt: the run was stopped before its first checkpoint. Start it anew.")
-    time = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
+    time = time_of_start(now)
     saved = tuple(sorted(glob.glob(os.path.join(glob.escape(str(path)), "configs", "*.yaml"))))
     return RunFolder(path, data_of(saved) + time, checkpoint, saved)
 

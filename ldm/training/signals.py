@@ -12,6 +12,11 @@ from pytorch_lightning.callbacks import Callback
 logger = logging.getLogger(__name__)
 
 
+def anywhere(trainer: pl.Trainer, asked: bool) -> bool:
+    """Whether any process was asked: all of them have to act at the same batch."""
+    return trainer.strategy.reduce_boolean_decision(asked, all=False) if trainer.world_size > 1 else asked
+
+
 class Signals(Callback):
     """Notes what the user asks for while training runs.
 
@@ -44,11 +49,17 @@ class Signals(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self.in_batch = True
 
-    def batch_ended(self) -> None:
+    def batch_ended(self, trainer: pl.Trainer) -> None:
         """Called once everything about a batch is done. Raises KeyboardInterrupt where Ctrl-C was pressed during it."""
         self.in_batch = False
+        self.stop_asked = anywhere(trainer, self.stop_asked)
         if self.stop_asked:
             raise KeyboardInterrupt
+
+    def save_was_asked(self, trainer: pl.Trainer) -> bool:
+        """Whether last.ckpt is wanted now; asking again needs another signal."""
+        asked, self.save_asked = anywhere(trainer, self.save_asked), False
+        return asked
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.give_back()
