@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 Curve = list[tuple[int, float]]  # (optimiser step, value)
 
 # the concept's own loss: logged as loss_original where there is a locality term, else it is the whole loss
-LOSS_KEYS = ("train/loss_original", "train/loss_simple", "train/loss")
+LOSS_KEYS = ("train/loss_original", "train/loss")
 LOCALITY_KEY = "train/loss_locality"
 
 

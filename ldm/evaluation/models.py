@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.checkpoints import load_tensors, read_checkpoint
 from ldm.evaluation.comparison import Subject
 from ldm.evaluation.sampling import Sampling
-from ldm.models.diffusion.ddpm import OPTIONAL_WEIGHTS, LatentDiffusion
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.pixels import OPTIONAL_WEIGHTS
 from ldm.training.compose import merge
 from ldm.util import instantiate_from_config
 

@@ -57,7 +57,7 @@ def factor(plain: float, held: float) -> str:
     if plain == held:
         return "as much"
     if held == 0 or plain == 0:
-        return "nothing at all" if held == 0 else "more (from nothing)"
+        return "not at all" if held == 0 else "more (from nothing)"
     ratio = plain / held if plain > held else held / plain
     return f"{ratio:.0f} times {'less' if plain > held else 'more'}" if ratio >= 9.5 else f"{ratio:.1f} times {'less' if plain > held else 'more'}"
 

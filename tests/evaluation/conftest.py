@@ -1,0 +1,40 @@
+"""A small model, and a pair of runs of the training command that started from it: made once, used by many tests."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ldm.data.characters import training_pictures
+from ldm.evaluation.results_file import named_character
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.training.run import main as training_command
+from tests.evaluation import small_characters
+
+
+@pytest.fixture(scope="session")
+def model() -> LatentDiffusion:
+    return small_characters.random_model()
+
+
+class Pair(NamedTuple):
+    """Two runs by role, and what they started from."""
+
+    base: Path
+    pictures: Path
+    runs: dict[str, Path]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folder = tmp_path_factory.mktemp("pair")
+    base, pictures = small_characters.write_base(folder / "base.safetensors"), folder / "pictures"
+    training_pictures(named_character("dev/0"), pictures, count=2)
+    runs = {}
+    for role, config in small_characters.write_configs(folder).items():
+        logs = folder / role
+        words = ["--base", str(config), "-t", "--actual_resume", str(base), "--data_root", str(pictures), "--init_word", "character", "-l", str(logs), "--no-test"]
+        assert training_command(words) == 0
+        (runs[role],) = logs.iterdir()
+    return Pair(base, pictures, runs)
