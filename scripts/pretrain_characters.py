@@ -39,7 +39,7 @@ def colour(weight: float) -> str:
 # which get a term of their own from the third stage on. Each stage starts from the one before it.
 ON_CROPS = (
     "data.params.train.params.crop=32", "data.params.validation.params.crop=32", "data.params.batch_size=8",
-    "model.params.scheduler_config.params.lr_min=0.1",
+    "model.params.scheduler_config.params.lr_min=0.1", "model.params.lossconfig.params.kl_weight=1.0e-4",
 )  # fmt: skip
 FIRST_STAGES = {
     "crops": (*ON_CROPS, *steps(5105, schedule=20000), rate(1.5e-3), colour(0)),
