@@ -34,7 +34,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     runs = {}
     for role, config in small_characters.write_configs(folder).items():
         logs = folder / role
-        words = ["--base", str(config), "-t", "--actual_resume", str(base), "--data_root", str(pictures), "--init_word", "character", "-l", str(logs), "--no-test"]
-        assert training_command(words) == 0
+        words = ["--base", config, "-t", "--actual_resume", base, "--data_root", pictures, "--init_word", "character", "-l", logs, "--no-test"]
+        assert training_command([str(word) for word in words]) == 0
         (runs[role],) = logs.iterdir()
     return Pair(base, pictures, runs)

@@ -128,7 +128,8 @@ def test_bad_words_get_one_line_and_an_exit_code(command, pair, prompts, tmp_pat
 def test_a_base_of_another_model_is_refused(command, pair, prompts, tmp_path):
     other = tmp_path / "other.safetensors"
     save_weights(other, {"weight": torch.zeros(3)})
-    code, said = command("compare_runs", "--base-checkpoint", other, "--runs", pair.runs["unregularized"], "--prompts", prompts, "--out", tmp_path / "page", *PAGE)
+    words = ["--base-checkpoint", other, "--runs", pair.runs["unregularized"], "--prompts", prompts, "--out", tmp_path / "page"]
+    code, said = command("compare_runs", *words, *PAGE)
     assert code == 1 and str(other) in said and "Traceback" not in said
     assert not (tmp_path / "page").exists()
 
@@ -180,8 +181,9 @@ def test_the_study_writes_rows_of_the_schema_and_goes_on_where_it_stopped(comman
 
 def test_a_training_run_that_fails_ends_the_study_with_its_words(command, pair, classifiers, toy_size, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning.subprocess, "run", lambda words, check: subprocess.CompletedProcess(words, 3))
-    words = ["--split", "dev", "--characters", "0", "--seeds", "0", "--out", tmp_path / "rows.json", "--runs", tmp_path / "study", "--base-checkpoint", pair.base]
-    code, said = command("study_characters", *words, "--classifiers", classifiers, "--prompts", REPOSITORY / "assets" / "characters" / "prompts", *FEW)
+    prompts = REPOSITORY / "assets" / "characters" / "prompts"
+    words = ["--split", "dev", "--characters", "0", "--seeds", "0", "--out", tmp_path / "rows.json", "--runs", tmp_path / "study"]
+    code, said = command("study_characters", *words, "--base-checkpoint", pair.base, "--classifiers", classifiers, "--prompts", prompts, *FEW)
     assert code == 1 and "exit code 3" in said
     assert [row["model"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["frozen"]
 

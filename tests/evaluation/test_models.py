@@ -46,8 +46,9 @@ def test_runs_differ_from_the_base_and_from_each_other(pair):
 
 
 def test_a_run_that_learnt_a_word_alone_is_laid_over_its_base(tmp_path, pair):
-    words = ["--base", str(small_characters.write_configs(tmp_path)["unregularized"]), "-t", "--actual_resume", str(pair.base), "--data_root", str(pair.pictures)]
-    assert training_command([*words, "-l", str(tmp_path / "logs"), "--no-test", "model.params.unfreeze_model=false"]) == 0
+    config = small_characters.write_configs(tmp_path)["unregularized"]
+    words = ["--base", config, "-t", "--actual_resume", pair.base, "--data_root", pair.pictures, "-l", tmp_path / "logs", "--no-test"]
+    assert training_command([*map(str, words), "model.params.unfreeze_model=false"]) == 0
     (folder,) = (tmp_path / "logs").iterdir()
     model = load_run(open_run(folder), pair.base, device=CPU)
     assert not same(model, {key: value for key, value in read_state_dict(pair.base).items() if key.startswith(("model.", "cond_stage_model."))})
