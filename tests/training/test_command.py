@@ -164,15 +164,19 @@ def test_placeholder_flag_reaches_captions_embeddings_and_the_saved_config(train
 
 
 @pytest.mark.parametrize("count", [2048, 77, 0, -1])
-def test_more_vectors_than_the_encoder_has_places_are_refused_before_the_run(train, base, pictures, count):
+def test_more_vectors_than_the_encoder_has_places_are_refused_before_the_run(train, not_built, pictures, count):
     """A07."""
-    ran = train(tiny.config(pictures), "--actual_resume", str(base), f"model.params.personalization_config.params.num_vectors_per_token={count}")
+    ran = train(tiny.config(pictures), f"model.params.personalization_config.params.num_vectors_per_token={count}")
     refused(ran, f"num_vectors_per_token is {count}")
 
 
-def test_init_word_of_several_tokens_is_refused_with_its_pieces(train, base, pictures):
+def test_init_word_of_several_tokens_is_refused_with_its_pieces(train, not_built, pictures):
     """A05."""
-    refused(train(tiny.config(pictures), "--actual_resume", str(base), "--init_word", "opossum"), "opossum", "op")
+    refused(train(tiny.config(pictures), "--init_word", "opossum"), "'opossum' is 2 tokens of the text encoder ('o', 'possum')", "init_word_mean=true")
+
+
+def test_placeholder_of_several_tokens_is_refused(train, not_built, pictures):
+    refused(train(tiny.config(pictures), "--placeholder_string", "opossum"), "'opossum' is 2 tokens", "exactly one token")
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ def test_command_trains_from_nothing_and_exits_0_and_a_wrong_one_exits_1(tmp_pat
 
 
 def test_ctrl_c_writes_last_ckpt_and_exits_with_one_line(tmp_path, environment):
-    running = subprocess.Popen([*first_stage(tmp_path), "--max_steps", "100000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path)
+    words = [*first_stage(tmp_path), "--max_steps", "100000"]
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=tmp_path)
     deadline = time.monotonic() + 300
     while not any(path.stat().st_size for path in (tmp_path / "logs").glob("*/metrics.jsonl")):
         assert running.poll() is None and time.monotonic() < deadline, running.communicate()[0]
