@@ -117,7 +117,10 @@ def _softened(pictures: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def accuracy(read: Sequence[dict[str, str | None]], scenes: Sequence[Scene]) -> dict[str, dict[str, float]]:
-    """Attribute → value → share of the scenes with that value in which it was read; under "all" the share over all values."""
+    """Attribute → value → share of the scenes with that value in which it was read; under "all" the share over all values.
+
+    An attribute that none of the scenes has is left out.
+    """
     result: dict[str, dict[str, float]] = {}
     for name in VALUES:
         hits: dict[str, list[bool]] = {}
@@ -125,7 +128,7 @@ def accuracy(read: Sequence[dict[str, str | None]], scenes: Sequence[Scene]) -> 
             wanted = scene.attributes()[name]
             if wanted is not None:
                 hits.setdefault(wanted, []).append(found[name] == wanted)
-        result[name] = {value: sum(rights) / len(rights) for value, rights in hits.items()}
         every = [right for rights in hits.values() for right in rights]
-        result[name]["all"] = sum(every) / len(every)
+        if every:
+            result[name] = {value: sum(rights) / len(rights) for value, rights in hits.items()} | {"all": sum(every) / len(every)}
     return result
