@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--length", type=int, default=24_000)
+    parser.add_argument("--length", type=int, default=16_000)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
