@@ -17,7 +17,7 @@ from ldm.evaluation.demonstration import demonstrate
 from ldm.evaluation.tuning import CHARACTER_BASE
 
 # a page in minutes: fewer draws than the study, whose numbers have the smaller error
-DEMO_COUNTS = Counts(samples=32, shown=4, drift_draws=32, loss_draws=128)
+DEMO_COUNTS = Counts(samples=24, shown=4, drift_draws=24, loss_draws=128)
 
 
 def parser() -> argparse.ArgumentParser:
