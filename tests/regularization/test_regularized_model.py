@@ -240,6 +240,17 @@ def test_an_override_of_apply_model_holds_for_both_networks(base, tmp_path):
     assert Scaled.calls == before + 3 and logs["train/loss_locality"] == 0.0
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["noise drawn", "noise given"])
+def test_training_latents_are_the_noisy_latents_that_the_loss_itself_meets(base, tmp_path, given):
+    model = ready(regularized_model(base, tmp_path, **COPY))
+    met, apply_model = [], model.apply_model
+    model.apply_model = lambda z_t, t, cond: met.append((z_t, t)) or apply_model(z_t, t, cond)
+    z, c, t = torch.randn(2, 4, 8, 8), model.encode_prompts(["a *"] * 2), torch.tensor([3, 9])
+    model.p_losses(z, c, t, noise=torch.randn_like(z) if given else None)
+    assert len(met) == 3 and all(torch.equal(z_t, met[0][0]) and torch.equal(at, t) for z_t, at in met)
+    assert not torch.equal(met[0][0], z)
+
+
 def test_a_hybrid_network_reuses_the_batchs_other_condition(base, tmp_path):
     params = {"conditioning_key": "hybrid", "unet_config": with_params(UNET, in_channels=5), "personalization_config": None, "cond_stage_trainable": True}
     model = regularized_model(None, tmp_path, params, conditioning=("ClassPrompts", {"prompts": ["a cat"]}), **COPY)
@@ -301,6 +312,9 @@ def test_theta_0_is_hashed_without_averages_words_and_position_ids(base, tmp_pat
     second = regularized_model(base, tmp_path, **COPY)
     move(second.embedding_manager)
     assert ready(second).regularizer.theta_hash == first
+    stored_by_older_libraries = regularized_model(base, tmp_path, **COPY)
+    stored_by_older_libraries.cond_stage_model.transformer.register_buffer("position_ids", torch.arange(77))
+    assert ready(stored_by_older_libraries).regularizer.theta_hash == first
     third = regularized_model(base, tmp_path, **COPY)
     move(third.cond_stage_model, by=1e-4)
     assert ready(third).regularizer.theta_hash != first

@@ -107,6 +107,8 @@ def test_both_validation_passes_meet_the_same_probes_and_the_next_batch_others()
         with regularizer.equal_validation_draws():
             values.append(run(regularizer, model, [0, 0], training=False))
     assert values[0][0] == values[0][1] != values[1][0] == values[1][1]
+    outside = run(regularizer, model, [0, 0], training=False)
+    assert outside[0] != outside[1], "only inside"
 
 
 def test_state_restores_the_run_through_a_file_of_plain_values():

@@ -148,6 +148,16 @@ def test_cache_is_made_anew_for_other_prompts(conditioning, tmp_path):
     assert model.evaluations > made
 
 
+def test_cache_is_made_anew_for_another_prompt_at_the_same_latents(tmp_path):
+    model, evaluations = ToyModel(), []
+    for prompt in ("a house", "a tree", "a house"):
+        conditioning = ClassPrompts(prompts=[prompt])
+        conditioning.bind(WORDS)
+        prepared_cache(model, conditioning, tmp_path)
+        evaluations.append(model.evaluations)
+    assert evaluations[0] < evaluations[1] == evaluations[2]
+
+
 def test_cache_of_a_mixture_keeps_each_entry_with_its_prompt(tmp_path):
     mixture = Mixture([EmptyPrompt(), ClassPrompts()])
     mixture.bind(WORDS)
