@@ -123,7 +123,8 @@ class DDPM(pl.LightningModule):
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False) -> LoadReport:
         """Load weights, all or (only_model) the network's; averages that the file lacks begin at the weights loaded."""
-        report = load_weights(self, path, ignore_prefixes=tuple(ignore_keys), may_miss=OPTIONAL_WEIGHTS, may_be_unexpected=OPTIONAL_WEIGHTS,
+        ignored = tuple(ignore_keys)
+        report = load_weights(self, path, ignore_prefixes=ignored, may_miss=(*OPTIONAL_WEIGHTS, *ignored), may_be_unexpected=OPTIONAL_WEIGHTS,
                               only_prefix="model." if only_model else None, trust_pickle=self.trust_pickle)
         if self.use_ema and any(key.startswith("model_ema.") for key in report.missed):
             self.model_ema = LitEma(self.model, decay=self.ema_decay)
