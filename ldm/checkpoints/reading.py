@@ -6,14 +6,33 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+
+class StandIn:
+    """What a class becomes that a checkpoint mentions beside its weights: nothing of it is imported or run."""
+
+
+# Checkpoints of Lightning 1 (Stable Diffusion's own among them) mention callbacks by class and scores as numpy's numbers.
+CALLBACKS = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
+NUMBERS = (np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType)
+HARMLESS = [
+    *((StandIn, f"pytorch_lightning.callbacks.{name}") for name in CALLBACKS),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *NUMBERS,
+]
+_trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
 SUFFIXES = ".ckpt, .pt, .pth or .safetensors"
 
@@ -52,7 +71,18 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> dict[str
 
 def load_pickled(path: Path, *, weights_only: bool) -> Any:
     """torch.load on the CPU; files in today's format are mapped, not read, so that loading needs the memory of the model alone."""
-    return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=zipfile.is_zipfile(path))
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=weights_only and not _trusted.get(), mmap=zipfile.is_zipfile(path))
+
+
+@contextmanager
+def trusting_pickles(yes: bool = True) -> Iterator[None]:
+    """Inside, files that hold more than weights are read too, by whoever reads: the user vouches for them."""
+    token = _trusted.set(yes or _trusted.get())
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

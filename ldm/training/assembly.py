@@ -94,8 +94,7 @@ def build_loggers(folder: RunFolder, lightning: DictConfig) -> list[Logger]:
     return loggers
 
 
-def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig, trainer_config: dict[str, Any], monitor: str | None, *,
-                  trust_pickle: bool) -> Trainer:
+def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig, trainer_config: dict[str, Any], monitor: str | None) -> Trainer:
     """The Trainer of a run; `trainer_config` names its device already (`devices.chosen_devices`)."""
     defaults = {
         "max_epochs": -1,
@@ -108,6 +107,6 @@ def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig,
         **{**defaults, **trainer_config},
         callbacks=build_callbacks(folder, project, lightning, trainer_config, monitor),
         logger=build_loggers(folder, lightning),
-        plugins=[AtomicCheckpointIO(trust_pickle)],
+        plugins=[AtomicCheckpointIO()],
     )
 

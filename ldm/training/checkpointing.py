@@ -23,15 +23,12 @@ LAST = "last.ckpt"
 class AtomicCheckpointIO(CheckpointIO):
     """Writes to a temporary file in the same folder and renames it; reads without running what is in the file."""
 
-    def __init__(self, trust_pickle: bool = False):
-        self.trust_pickle = trust_pickle
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with atomic_write(path) as temporary:
             torch.save(checkpoint, temporary)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read_checkpoint(path, trust_pickle=self.trust_pickle)
+        return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)

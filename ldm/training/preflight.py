@@ -130,9 +130,9 @@ def data_sets(plain: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, {**{key: value for key, value in defaults.items() if value is not None}, **(config.get("params") or {})}
 
 
-def steps_done(path: str | Path, *, trust_pickle: bool) -> int:
+def steps_done(path: str | Path) -> int:
     """Optimiser steps of the training whose state a checkpoint holds. Raises ValueError for one that holds weights only."""
-    content = read_checkpoint(path, trust_pickle=trust_pickle)
+    content = read_checkpoint(path)
     lacking = [key for key in ("optimizer_states", "loops", "global_step") if key not in content]
     if lacking:
         raise ValueError(f"--resume: {path} holds weights only (no {', '.join(lacking)}), so there is no run to go on with. "

@@ -16,6 +16,7 @@ from pytorch_lightning import seed_everything
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ldm.checkpoints.reading import trusting_pickles
 from ldm.training import arguments, compose, plan, preflight
 from ldm.training.assembly import build_trainer
 from ldm.training.devices import chosen_devices, device_name
@@ -56,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         opt, dotted = arguments.parse(argv)
         debug = opt.debug
-        run = prepare(opt, dotted)
-        execute(opt, run)
+        with trusting_pickles(opt.trust_pickle):
+            execute(opt, prepare(opt, dotted))
     except (KeyboardInterrupt, Stopped) as stop:
         sys.stderr.write(f"\nstopped{f': {stop}' if str(stop) else ' before the first step; nothing was written'}\n")
         return INTERRUPTED
@@ -79,7 +80,7 @@ def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
         folder = new_run(opt.logdir, data_root=opt.data_root, base=opt.base, name=opt.name, postfix=opt.postfix, datadir_in_name=opt.datadir_in_name)
     given_trainer = {name: getattr(opt, name) for name in arguments.nondefault_trainer_args(opt)}
     resume_from = given_trainer.pop("resume_from_checkpoint", None) or folder.resume_from
-    steps_done = preflight.steps_done(resume_from, trust_pickle=opt.trust_pickle) if resume_from is not None else 0
+    steps_done = preflight.steps_done(resume_from) if resume_from is not None else 0
     config = compose.merge([*folder.saved_configs, *opt.base], dotted)
     compose.write_flags(config, opt)
     check_config(config)
@@ -98,7 +99,7 @@ def execute(opt: argparse.Namespace, run: Run) -> None:
     model = instantiate_from_config(compose.as_plain(run.project.model))
     data = instantiate_from_config(compose.as_plain(run.project.data))
     data.setup()
-    trainer = build_trainer(run.folder, run.project, run.lightning, run.trainer, getattr(model, "monitor", None), trust_pickle=opt.trust_pickle)
+    trainer = build_trainer(run.folder, run.project, run.lightning, run.trainer, getattr(model, "monitor", None))
     rate = set_learning_rate(model, run.project.model.base_learning_rate, batch_size=run.project.data.params.batch_size,
                              devices=trainer.num_devices * trainer.num_nodes, accumulate=trainer.accumulate_grad_batches, scale=opt.scale_lr)
     say_plan(opt, run, trainer, model, data, rate)

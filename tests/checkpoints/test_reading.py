@@ -5,11 +5,14 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 
 from ldm.checkpoints import read_checkpoint, read_state_dict, save_weights
+from ldm.checkpoints.reading import StandIn, trusting_pickles
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([3, 4])}
 
@@ -107,6 +110,22 @@ def test_file_that_needs_more_than_weights_is_refused_naming_the_flag(written):
 def test_trusted_file_may_hold_objects(written):
     content = {"state_dict": TENSORS, "path": Path("x")}
     assert read_checkpoint(written("m.ckpt", content), trust_pickle=True)["path"] == Path("x")
+
+
+def test_reader_trusts_where_the_user_said_so(written):
+    path = written("m.ckpt", {"state_dict": TENSORS, "path": Path("x")})
+    with trusting_pickles():
+        assert read_checkpoint(path)["path"] == Path("x")
+    with pytest.raises(ValueError, match="--trust_pickle"):
+        read_checkpoint(path)
+
+
+def test_checkpoint_of_lightning_1_is_read_without_trust(written):
+    """Stable Diffusion's own names its callbacks by class and their scores as numpy's numbers."""
+    callbacks = {ModelCheckpoint: {"best_model_score": np.float64(0.5), "best_model_path": "x"}}
+    content = read_checkpoint(written("m.ckpt", {"state_dict": TENSORS, "global_step": 470000, "callbacks": callbacks}))
+    assert content["global_step"] == 470000 and list(content["callbacks"]) == [StandIn]
+    assert content["callbacks"][StandIn]["best_model_score"] == 0.5
 
 
 def test_file_without_tensors_lists_its_keys(written):

@@ -147,6 +147,16 @@ def test_wrong_picture_folder_is_named_before_the_model_is_loaded(train, not_bui
     refused(train(tiny.config(), "--data_root", str(path)), "data_root", str(path))
 
 
+def test_files_that_are_no_pictures_change_nothing_but_a_warning(train, base, pictures, tmp_path):
+    """A01."""
+    mixed = tiny.photos(tmp_path / "P5")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
+        (mixed / name).write_bytes(b"\x00\x01")
+    clean, littered = (train(tiny.config(folder), "--actual_resume", str(base), "--max_steps", "2") for folder in (pictures, mixed))
+    assert littered.code == 0 and f"of 5 pictures in {mixed}" in littered.out and "notes.txt" in littered.out
+    assert all(torch.equal(littered.last["state_dict"][key], value) for key, value in clean.last["state_dict"].items())
+
+
 def test_placeholder_flag_reaches_captions_embeddings_and_the_saved_config(train, base, pictures, monkeypatch):
     """A06, A08: the bare symbol in every caption, also where a yaml names it in a list."""
     seen: list[str] = []
@@ -217,6 +227,13 @@ def test_what_is_no_checkpoint_is_said_to_be_none(train, not_built, pictures, tm
     refused(train(tiny.config(pictures), "--actual_resume", str(path)), "--actual_resume", str(path))
 
 
+def test_base_that_holds_more_than_weights_needs_trust_pickle(train, pictures, base, tmp_path):
+    torch.save({"state_dict": read_state_dict(base), "hyper_parameters": Path("x")}, tmp_path / "base.ckpt")
+    words = ("--actual_resume", str(tmp_path / "base.ckpt"), "--max_steps", "1")
+    refused(train(tiny.config(pictures), *words), "--trust_pickle", "base.ckpt")
+    assert train(tiny.config(pictures), *words, "--trust_pickle").code == 0
+
+
 def test_frozen_run_resumes_and_its_checkpoint_leaves_the_frozen_weights_out(train, base, pictures):
     plain = tiny.config(pictures)
     plain["model"]["params"]["unfreeze_model"] = False
@@ -268,9 +285,10 @@ def test_error_while_training_keeps_the_last_step_and_says_one_thing(train):
     assert ran.last["global_step"] == 7
 
 
-def test_debug_shows_the_traceback_and_moves_the_folder(train):
+def test_debug_shows_the_traceback_and_moves_the_folder(train, tmp_path):
     with pytest.raises(RuntimeError, match="the toy breaks here"):
-        train(toy.config(model__params__fail_at=2), "--debug")
+        train(toy.config(model__params__fail_at=2), "--debug", "-n", "x")
+    assert list(tmp_path.glob("logs*/debug_runs/*_x/checkpoints")) and not list(tmp_path.glob("logs*/*_x"))
 
 
 def test_run_folder_that_cannot_be_made_is_refused(train, not_built, tmp_path):

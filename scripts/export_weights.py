@@ -1,0 +1,33 @@
+"""Weights alone, without the optimiser's state: a file of about the base model's size that every tool loads.
+
+    python scripts/export_weights.py logs/RUN model.safetensors --half
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from ldm.checkpoints.export import export_weights
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="run folder, or one of its checkpoints")
+    parser.add_argument("out", help="file to write, .safetensors or .ckpt")
+    parser.add_argument("--half", action="store_true", help="as 16-bit floats: half the size")
+    parser.add_argument("--averaged", action="store_true", help="the averaged weights (use_ema) instead of the last ones")
+    parser.add_argument("--trust_pickle", action="store_true", help="read a checkpoint that holds more than weights: it can run code, so only your own")
+    opt = parser.parse_args(argv)
+    try:
+        count = export_weights(opt.source, opt.out, dtype=torch.float16 if opt.half else None, averaged=opt.averaged, trust_pickle=opt.trust_pickle)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{opt.out}: {count} tensors, {Path(opt.out).stat().st_size / 2**20:,.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
