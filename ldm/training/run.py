@@ -125,6 +125,8 @@ def execute(opt: argparse.Namespace, run: Run) -> None:
 
 def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: Run) -> None:
     """Trains. Raises Stopped where Ctrl-C ended it."""
+    if hasattr(model, "take_over"):                            # a first stage with a discriminator steps its two optimisers itself
+        model.take_over(trainer)
     try:
         with logging_redirect_tqdm():
             trainer.fit(model, data, ckpt_path=run.resume_from, weights_only=True)
