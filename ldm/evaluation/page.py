@@ -84,7 +84,7 @@ def _tile(measure: Measure, plain: Result, held: Result) -> str:
         f'<span class="bar-value">{measure.text(value)}</span></div>'
         for name, role, value in (("without", "plain", without), ("with", "held", using))
     )
-    return f'<div class="tile"><h2>{escape(measure.name)}</h2>{bars}<p class="hint">{measure.good} is better</p></div>'
+    return f'<div class="tile"><h2>{escape(measure.name)}</h2><div class="bars">{bars}</div><p class="hint">{measure.good} is better</p></div>'
 
 
 def _concept(page: Page) -> str:

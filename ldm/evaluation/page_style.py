@@ -20,7 +20,8 @@ img { display: block; max-width: 100%; height: auto; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin-top: 34px; }
 .tile { background: var(--wash); border-radius: 10px; padding: 16px 18px 12px; }
 .tile h2 { font: 600 15px/1.35 var(--sans); margin-bottom: 12px; }
-.bar { display: grid; grid-template-columns: 4.4em 1fr 4.2em; gap: 8px; align-items: center; font-size: 14px; margin-bottom: 6px; }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 8px; align-items: center; font-size: 14px; }
+.bar { display: contents; }
 .bar-value { text-align: right; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .track { height: 8px; background: #e6e6e1; border-radius: 4px; overflow: hidden; }
 .fill { display: block; height: 100%; border-radius: 4px; }

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from ldm.evaluation.comparison import CLASS_PROMPT, CONCEPT_PROMPT, Result
 
 ROLE_NAMES = {"frozen": "Frozen", "unregularized": "Unregularised", "regularized": "Regularised"}
@@ -24,7 +26,7 @@ class Measure:
         """The value as it stands on the page."""
         if value is None:
             return "–"
-        return percent(value) if self.is_rate else f"{value:.3g}"
+        return percent(value) if self.is_rate else plain_number(value)
 
 
 MEASURES = (
@@ -45,6 +47,11 @@ MEASURES = (
     Measure("edit_hat", "“* wearing a red hat”", "higher", "How often the new character wears a hat, and a red one."),
     Measure("edit_background", "“* in a forest”", "higher", "How often the new character stands in a forest."),
 )  # fmt: skip
+
+
+def plain_number(value: float) -> str:
+    """Three significant digits, without an exponent: 0.0000349."""
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
 
 
 def percent(rate: float) -> str:
@@ -76,7 +83,7 @@ def verdict(results: Sequence[Result], *, fresh_pictures: bool) -> list[str]:
     sentences = []
     if "trait_rate_class" in p:
         sentences.append(
-            f"“{CLASS_PROMPT}” shows the new character's eyes or colour in {percent(p['trait_rate_class'])} of samples without the regulariser, "
+            f"“{CLASS_PROMPT}” shows the new character's traits (eyes, colour) in {percent(p['trait_rate_class'])} of samples without the regulariser, "
             f"{percent(h['trait_rate_class'])} with it."
         )
         sentences.append(
@@ -105,7 +112,7 @@ def _verdict_of_runs(results: Sequence[Result]) -> list[str]:
     for result in results:
         if result.role == "frozen":
             continue
-        parts = [f"drift {value:.3g} on {name} prompts" for name, key in (("class", "drift_class"), ("held-out", "drift_heldout"))
+        parts = [f"drift {plain_number(value)} on {name} prompts" for name, key in (("class", "drift_class"), ("held-out", "drift_heldout"))
                  if (value := result.numbers.get(key)) is not None]  # fmt: skip
         sentences.append(f"{result.name}: {', '.join(parts) if parts else 'no prompts to measure drift on'}.")
     return ["How far each run moved from the frozen model.", *sentences]

@@ -146,7 +146,7 @@ def test_the_demo_tunes_twice_and_says_what_came_of_it(command, pair, classifier
         assert (out / name).stat().st_size > 1000
     *_, verdict, page = [line for line in said.splitlines() if line.strip()]
     assert page == f"page: {out / 'report.html'}"
-    assert "“a character” shows the new character's eyes or colour in" in said and verdict in said
+    assert "“a character” shows the new character's traits (eyes, colour) in" in said and verdict in said
 
 
 def test_the_study_writes_rows_of_the_schema_and_goes_on_where_it_stopped(command, pair, classifiers, toy_size, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from ldm.evaluation.comparison import Result
-from ldm.evaluation.verdict import factor, percent, verdict
+from ldm.evaluation.verdict import factor, percent, plain_number, verdict
 
 READ = {"trait_rate_class": 0.84, "trait_rate_concept": 1.0, "edit_hat": 0.3, "edit_background": 0.5}
 
@@ -26,9 +26,13 @@ def test_factor(plain, held, words):
     assert factor(plain, held) == words
 
 
+def test_numbers_are_written_without_an_exponent():
+    assert [plain_number(value) for value in (0.0, 3.4912e-5, 0.0312, 0.1, 1.2345)] == ["0", "0.0000349", "0.0312", "0.1", "1.23"]
+
+
 def test_the_leak_is_the_headline():
     said = verdict([of("frozen"), of("unregularized", **READ), of("regularized", **{**READ, "trait_rate_class": 0.02})], fresh_pictures=True)
-    assert said[0] == "“a character” shows the new character's eyes or colour in 84 % of samples without the regulariser, 2 % with it."
+    assert said[0] == "“a character” shows the new character's traits (eyes, colour) in 84 % of samples without the regulariser, 2 % with it."
 
 
 def test_a_regulariser_that_does_harm_is_told_so():
