@@ -224,7 +224,9 @@ class LatentDiffusion(DDPM):
         noise = default(noise, lambda: torch.randn_like(x_start))
         output = self.apply_model(self.q_sample(x_start, t, noise), t, cond)  # (B, channels, h, w)
         distance = self.embedding_manager.embedding_to_coarse_loss() if self.embedding_reg_weight > 0 else None
-        loss, logs = self._loss(output, x_start, noise, t, logvar_t=self.logvar.to(t.device)[t], embedding_distance=distance)
+        if self.logvar.device != t.device:  # where it is not learnt, nobody moves it with the model
+            self.logvar = self.logvar.to(t.device)
+        loss, logs = self._loss(output, x_start, noise, t, logvar_t=self.logvar[t], embedding_distance=distance)
         if self.learn_logvar:
             logs["logvar"] = self.logvar.mean()
         return loss, logs

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from tests.models.diffusion.test_optim import SCHEDULE
-from tests.models.diffusion.tiny import LATENTS, TEXT, UNET, WORDS, batch_of_pictures, latent_diffusion, with_params
+from tests.models.diffusion.tiny import LATENTS, TEXT, UNET, WORDS, batch_of_pictures, latent_diffusion, randomise, with_params
 
 CACHED = {"first_stage_config": LATENTS, "unet_config": UNET, "cond_stage_config": TEXT}
 
@@ -127,6 +127,24 @@ def test_words_train_alone_or_with_the_networks(vectors, unfreeze):
     vectors_moved = (model.embedding_manager.string_to_param_dict["*"] != before["embedding_manager.string_to_param_dict.*"]).any(dim=1)
     assert vectors_moved.all() and len(vectors_moved) == vectors
     assert torch.equal(model.embedding_manager.initial_embeddings["*"], before["embedding_manager.initial_embeddings.*"])
+
+
+@pytest.mark.parametrize("unfreeze", [False, True])
+def test_gradients_in_16_bit_are_the_same_with_checkpointing(unfreeze):
+    gradients = []
+    for use_checkpoint in (False, True):
+        torch.manual_seed(3)
+        unet = with_params(UNET, use_checkpoint=use_checkpoint)
+        model = randomise(latent_diffusion(personalization_config=WORDS, unfreeze_model=unfreeze, unet_config=unet), scale=0.1).train()
+        torch.manual_seed(4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, _ = model.shared_step(batch_of_pictures())
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys() and any(gradient.any() for gradient in plain.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=0.0, atol=1e-2 * gradient.abs().max().item())
 
 
 def test_a_fixed_word_stays_while_the_networks_train():
