@@ -32,6 +32,12 @@ class StepBar(ProgressBar):
             self.bar.set_postfix(self.shown(trainer, pl_module), refresh=False)
             self.bar.update(trainer.global_step - self.bar.n)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.say("validating")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.say("training")
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.close()
 
@@ -45,6 +51,11 @@ class StepBar(ProgressBar):
         """The losses marked for the bar, short: per step where a metric has both forms."""
         values = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if isinstance(value, (int, float)) and name != "v_num"}
         return {name.removesuffix("_step"): f"{value:.4g}" for name, value in values.items() if not name.endswith("_epoch") and "global_step" not in name}
+
+    def say(self, doing: str) -> None:
+        """Names before the bar what is going on."""
+        if self.bar is not None:
+            self.bar.set_description(doing)
 
     def close(self) -> None:
         if self.bar is not None:
