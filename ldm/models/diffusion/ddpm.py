@@ -76,7 +76,7 @@ class LatentDiffusion(DDPM):
         self.num_downs = conditioning.halvings(first_stage_config)
         self.scale_by_std = scale_by_std
         if scale_by_std:
-            self.register_buffer("scale_factor", torch.tensor(scale_factor))
+            self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
             self.scale_factor = scale_factor
         self.instantiate_first_stage(first_stage_config)
