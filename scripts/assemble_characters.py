@@ -9,11 +9,17 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ldm.checkpoints import read_state_dict, save_weights
-from ldm.checkpoints.keys import with_averaged_weights
+from ldm.checkpoints.keys import EMA, with_averaged_weights
 
 logger = logging.getLogger("assemble_characters")
+
+
+def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The averaged weights where the checkpoint has them."""
+    return with_averaged_weights(tensors) if any(name.startswith(EMA) for name in tensors) else tensors
 
 
 def main() -> None:
@@ -24,8 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    first_stage = with_averaged_weights(read_state_dict(options.first_stage))
-    denoiser = with_averaged_weights(read_state_dict(options.denoiser))
+    first_stage, denoiser = (best_weights(read_state_dict(path)) for path in (options.first_stage, options.denoiser))
     weights = {f"first_stage_model.{name}": value for name, value in first_stage.items() if not name.startswith("loss.")}
     weights |= {name: value for name, value in denoiser.items() if name.startswith(("model.", "cond_stage_model."))}
     options.out.parent.mkdir(parents=True, exist_ok=True)

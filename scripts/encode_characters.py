@@ -1,6 +1,6 @@
 """Encodes a set of drawn pictures once with a trained first stage, so that the denoiser trains on cached latents.
 
-python scripts/encode_characters.py --config configs/characters/autoencoder.yaml --ckpt LAST.ckpt --out logs/pretrain/latents.safetensors
+python scripts/encode_characters.py --config configs/characters/autoencoder.yaml --ckpt FIRST_STAGE --out logs/pretrain/latents.safetensors
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ldm.checkpoints import atomic_write, load_weights
+from ldm.checkpoints import atomic_write
 from ldm.data.characters import CharacterDataset
 from ldm.util import instantiate_from_config
 
@@ -46,7 +46,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     model = instantiate_from_config(OmegaConf.load(options.config).model)
-    load_weights(model, options.ckpt, may_miss=("loss.",))
+    model.init_from_ckpt(options.ckpt)  # averages that the file lacks are its weights
     model.eval()
     source = CharacterDataset(options.length)
     means, stds = [], []

@@ -1,6 +1,6 @@
 """Trains the characters model from nothing, stage by stage, and writes what ships under assets/characters/.
 
-python scripts/pretrain_characters.py [--logdir logs/pretrain] [--out assets/characters]
+python scripts/pretrain_characters.py [--logdir logs/pretrain] [--out assets/characters] [--first-stage FILE]
 
 Stages: first stage on crops round the faces → first stage on whole pictures → latents cached → UNet and text encoder → one file in fp16 → classifiers.
 Interrupted, it goes on where it stopped when called again; a finished stage is not repeated.
@@ -77,12 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--logdir", type=Path, default=Path("logs/pretrain"))
     parser.add_argument("--out", type=Path, default=Path("assets/characters"))
+    parser.add_argument("--first-stage", type=Path, metavar="FILE", help="a trained first stage to build on; without it one is trained")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    first_stage = None
-    for name, overrides in FIRST_STAGES.items():
-        first_stage = train(name, FIRST_STAGE, options.logdir, *overrides, start_from=first_stage)
+    first_stage = options.first_stage
+    if first_stage is None:
+        for name, overrides in FIRST_STAGES.items():
+            first_stage = train(name, FIRST_STAGE, options.logdir, *overrides, start_from=first_stage)
     latents = options.logdir / "latents.safetensors"
     if not latents.is_file():
         command("scripts/encode_characters.py", "--config", FIRST_STAGE, "--ckpt", str(first_stage), "--out", str(latents))
