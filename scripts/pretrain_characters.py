@@ -35,17 +35,22 @@ def colour(weight: float) -> str:
     return f"model.params.lossconfig.params.colour_weight={weight}"
 
 
+def kl(weight: float) -> str:
+    return f"model.params.lossconfig.params.kl_weight={weight}"
+
+
 # Cheap crops first: a quarter of the pixels, and the details that come last are all in the face. Shapes are learnt before colours,
 # which get a term of their own from the third stage on. Each stage starts from the one before it.
 ON_CROPS = (
     "data.params.train.params.crop=32", "data.params.validation.params.crop=32", "data.params.batch_size=8",
-    "model.params.scheduler_config.params.lr_min=0.1", "model.params.lossconfig.params.kl_weight=1.0e-4",
+    "model.params.scheduler_config.params.lr_min=0.1", kl(1e-4),
 )  # fmt: skip
 FIRST_STAGES = {
     "crops": (*ON_CROPS, *steps(5105, schedule=20000), rate(1.5e-3), colour(0)),
     "settle": (*ON_CROPS, *steps(4977, schedule=7500), rate(1e-3), colour(0), "data.params.train.params.seed=1"),
     "colours": (*ON_CROPS, *steps(6500, schedule=6500), rate(1e-3), colour(3), "data.params.train.params.seed=2"),
-    "whole": ("data.params.train.params.seed=3",),
+    "whole": (rate(5e-4), kl(2e-3), "data.params.train.params.seed=3"),
+    "smooth": ("data.params.train.params.seed=4",),
 }
 
 
