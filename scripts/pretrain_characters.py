@@ -13,8 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ldm.checkpoints import read_checkpoint
-
 logger = logging.getLogger("pretrain_characters")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -94,8 +92,6 @@ def main() -> None:
     if not latents.is_file():
         command("scripts/encode_characters.py", "--config", FIRST_STAGE, "--ckpt", str(first_stage), "--out", str(latents))
     denoiser = train("denoiser", DENOISER, options.logdir, f"data.params.train.params.path={latents}")
-    steps = read_checkpoint(denoiser)["global_step"]
-    logger.info("denoiser trained for %d steps", steps)
     command("scripts/assemble_characters.py", "--first-stage", str(first_stage), "--denoiser", str(denoiser), "--out", str(options.out / "model.safetensors"))
     if not (options.out / "classifiers.safetensors").is_file():
         command("scripts/train_classifiers.py", "--out", str(options.out / "classifiers.safetensors"))

@@ -1,6 +1,6 @@
 """Trains the attribute classifiers on fresh renders, measures them on others, and writes them in fp16.
 
-python scripts/train_classifiers.py [--out assets/characters/classifiers.safetensors] [--steps 1200]
+python scripts/train_classifiers.py [--out assets/characters/classifiers.safetensors] [--steps 700]
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRESH_SEED = 990_001  # renders that training never draws
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=DEFAULT_WEIGHTS)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--fresh", type=int, default=2000, help="renders to measure on")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)

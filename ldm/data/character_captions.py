@@ -4,7 +4,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ldm.data.character_world import Character, Scene, Thing
+from ldm.data.character_world import Character, Scene
 
 MOUTH_WORDS = {"smile": "a smiling mouth", "open": "an open mouth", "flat": "a flat mouth", "teeth": "bared teeth"}
 PLACE_WORDS = {
@@ -81,5 +81,3 @@ def random_caption(scene: Scene, chance: random.Random, templates: Sequence[str]
         return chance.choice(templates).format(phrase)
     return article(phrase)
 
-
-__all__ = ["MOUTH_WORDS", "PLACE_WORDS", "SENTENCES", "Thing", "article", "full_caption", "headwear_words", "noun_phrase", "random_caption"]

@@ -322,13 +322,3 @@ def _snow(canvas: Canvas, rng: np.random.Generator, side: int) -> None:
 
 
 _BACKGROUNDS = {"plain": _plain, "forest": _forest, "beach": _beach, "night": _night, "city": _city, "snow": _snow}
-
-
-def contact_sheet(pictures: Sequence[Image.Image], columns: int, *, gap: int = 4, background: Colour | None = None) -> Image.Image:
-    """Pictures of one size in rows of `columns`, with `gap` pixels between them."""
-    width, height = pictures[0].size
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), background or PAPER)
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (gap + (i % columns) * (width + gap), gap + (i // columns) * (height + gap)))
-    return sheet

@@ -15,13 +15,13 @@ from safetensors import safe_open
 from torch.utils.data import Dataset
 
 from ldm.data.character_captions import random_caption
-from ldm.data.character_drawing import WORLD, contact_sheet, render
+from ldm.data.character_drawing import WORLD, render
 from ldm.data.character_world import NEW_CHARACTERS, RESERVED, VALUES, Character, Scene, Thing, dressed, is_held_out, random_scene
 from ldm.prompts import imagenet_templates_small
 
 __all__ = [
     "NEW_CHARACTERS", "RESERVED", "VALUES", "WORLD", "Character", "CharacterDataset", "CharacterLatents", "Scene", "Thing",
-    "contact_sheet", "dressed", "is_held_out", "random_scene", "render", "training_pictures",
+    "dressed", "is_held_out", "random_scene", "render", "training_pictures",
 ]  # fmt: skip
 
 SPLIT_SEEDS = {"train": 0, "val": 1, "test": 2}

@@ -88,7 +88,7 @@ def rendered_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, list[Sc
     return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1.0, scenes
 
 
-def train_classifier(*, steps: int = 1200, batch_size: int = 64, learning_rate: float = 2e-3, seed: int = 0) -> AttributeClassifier:
+def train_classifier(*, steps: int = 700, batch_size: int = 64, learning_rate: float = 2e-3, seed: int = 0) -> AttributeClassifier:
     """A classifier trained on fresh renders; pictures are softened and noised at random, so that it reads shapes and not single pixels."""
     torch.manual_seed(seed)
     rng = np.random.default_rng((seed, 1))
