@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--length", type=int, default=16_000)
+    parser.add_argument("--length", type=int, default=20_000)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
@@ -61,7 +61,7 @@ def main() -> None:
     with atomic_write(options.out) as temporary:
         save_file({"mean": mean, "std": std}, temporary, metadata=about)
     spread = (mean.float().var() + std.float().square().mean()).sqrt().item()
-    logger.info("%s: %d pictures, latents' standard deviation %.4f, so scale_factor should be about %.4f", options.out, len(mean), spread, 1 / spread)
+    logger.info("%s: %d pictures, latents' standard deviation %.4f before scale_factor", options.out, len(mean), spread)
 
 
 if __name__ == "__main__":

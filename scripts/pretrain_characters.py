@@ -48,7 +48,7 @@ FIRST_STAGES = {
     "settle": (*ON_CROPS, *steps(4977, schedule=7500), rate(1e-3), colour(0), "data.params.train.params.seed=1"),
     "colours": (*ON_CROPS, *steps(6500, schedule=6500), rate(1e-3), colour(3), "data.params.train.params.seed=2"),
     "whole": (rate(5e-4), kl(2e-3), "data.params.train.params.seed=3"),
-    "smooth": ("data.params.train.params.seed=4",),
+    "smooth": (*steps(2968, schedule=3600), "data.params.train.params.seed=4"),
 }
 
 
