@@ -180,7 +180,7 @@ class RegularizedLatentDiffusion(LatentDiffusion):
     def draw_prior(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tensor:
         """z_0 (B, C, h, w) by DDIM (eta 0) from x_T (B, C, h, w)."""
         unconditional = self.encode_prompts([""] * len(prompts)) if guidance_scale != 1.0 else None
-        z_0, _ = DDIMSampler(self).sample(
+        z_0, _ = PriorSampler(self).sample(
             ddim_steps, len(prompts), tuple(x_T.shape[1:]), conditioning=self.encode_prompts(prompts), eta=0.0, verbose=False, x_T=x_T.to(self.device),
             unconditional_guidance_scale=guidance_scale, unconditional_conditioning=unconditional,
         )  # fmt: skip
@@ -206,6 +206,13 @@ class RegularizedLatentDiffusion(LatentDiffusion):
             self.regularizer.load_state_dict(checkpoint[STATE_KEY], self.global_rank)
         elif self.regularizer.ready:
             logger.warning("the run to be resumed had no locality term: it holds the network to the base checkpoint from here on")
+
+
+class PriorSampler(DDIMSampler):
+    """DDIM whose tables lie where the model does, and not wherever the sampler would send them: the published one names a device."""
+
+    def register_buffer(self, name: str, attr: Any) -> None:
+        setattr(self, name, attr.to(self.model.device) if isinstance(attr, Tensor) else attr)
 
 
 def build_regularizer(config: Any) -> LocalityRegularizer:
