@@ -91,7 +91,10 @@ def main() -> None:
     latents = options.logdir / "latents.safetensors"
     if not latents.is_file():
         command("scripts/encode_characters.py", "--config", FIRST_STAGE, "--ckpt", str(first_stage), "--out", str(latents))
-    denoiser = train("denoiser", DENOISER, options.logdir, f"data.params.train.params.path={latents}")
+    start = options.logdir / "start.safetensors"
+    if not start.is_file():
+        command("scripts/start_characters.py", "--config", DENOISER, "--out", str(start))
+    denoiser = train("denoiser", DENOISER, options.logdir, f"data.params.train.params.path={latents}", start_from=start)
     command("scripts/assemble_characters.py", "--first-stage", str(first_stage), "--denoiser", str(denoiser), "--out", str(options.out / "model.safetensors"))
     if not (options.out / "classifiers.safetensors").is_file():
         command("scripts/train_classifiers.py", "--out", str(options.out / "classifiers.safetensors"))
