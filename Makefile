@@ -3,12 +3,13 @@
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON_IS_THERE = test -n "$(PYTHON)" || { echo "Python 3.10 or later is needed; none was found. Name one with make PYTHON=/path/to/python3" >&2; exit 1; }
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo study pretrain bench
+.PHONY: help venv test lint demo study pretrain bench patch test-old
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +17,7 @@ help:  ## this list
 venv: $(INSTALLED)  ## the virtual environment .venv with all dependencies
 
 $(INSTALLED): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.10 or later is needed; none was found. Name one with make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON_IS_THERE)
 	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --editable '.[dev,lora]'
@@ -41,4 +42,12 @@ pretrain: $(INSTALLED)  ## train the shipped characters model from nothing, hour
 bench: $(INSTALLED)  ## what the regulariser costs a training step; the last line is one JSON object
 	$(RUN) benchmarks/regularizer_cost.py
 
-# study-full, patch and test-old get their targets here together with the scripts that they run.
+patch:  ## patches/0001-locality-regularizer.patch anew, from the files that it carries
+	@$(PYTHON_IS_THERE)
+	$(PYTHON) scripts/make_patch.py
+
+test-old:  ## the regulariser's tests under Python 3.8, torch 1.10.2 and Lightning 1.5.9, with the patch applied; loads 0.9 GB the first time
+	@$(PYTHON_IS_THERE)
+	$(PYTHON) tests/old/run.py
+
+# study-full gets its target here together with the script that it runs.

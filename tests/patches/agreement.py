@@ -1,0 +1,99 @@
+"""The locality term and its gradient on one small model: the same question to both stacks.
+
+Today's libraries and those of the published repository each answer it, and keep the answer as `data/term_by_STACK.npz`; the tests of each
+read what the other has kept. Weights, batch, noise and base checkpoint come from numpy's legacy generator, whose numbers never change.
+What a stack must answer with its own means: who is read from the yaml, the base checkpoint and its hash, the prompts drawn, the bank sampled,
+t, the term, the gradient.
+
+    python -m tests.patches.agreement    # writes this stack's answer
+"""
+import copy
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.regularized import RegularizedLatentDiffusion
+from tests.regularization.tiny_runs import PARAMS, term_config
+
+OLD, NEW = "torch-1.10_lightning-1.5.9", "torch-2_lightning-2"
+THIS, OTHER = (NEW, OLD) if int(pl.__version__.split(".")[0]) >= 2 else (OLD, NEW)
+ENTRIES = 32  # of each gradient tensor, evenly spaced; beside them its norm
+CAPTIONS = ["a photo of a *", "a rendering of the cool *"]
+EMPTY = {"target": "ldm.regularization.conditioning.EmptyPrompt"}
+CATS = {"target": "ldm.regularization.conditioning.ClassPrompts", "params": {"class_word": "cat"}}
+CASES = {
+    "class prompts, prior samples, cached": {},
+    "class prompts, training latents, copy": {"latents": "TrainingLatents", "teacher": "FrozenCopy"},
+    "empty prompt, noise at any t, cached": {"conditioning": "EmptyPrompt", "latents": ("NoiseLatents", {"any_t": True})},
+    "mixture, guided prior samples, copy": {
+        "conditioning": ("Mixture", {"parts": [EMPTY, CATS], "weights": [1, 3]}),
+        "latents": ("PriorSamples", {"guidance_scale": 3.0}), "teacher": "FrozenCopy", "batch_size": 3,
+    },
+}
+
+
+def path_of(stack: str) -> Path:
+    return Path(__file__).parent / "data" / f"term_by_{stack}.npz"
+
+
+def numbers(name: str, shape) -> torch.Tensor:
+    """Standard normal, fixed by the name."""
+    return torch.from_numpy(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)).astype(np.float32))
+
+
+@torch.no_grad()
+def write_base(path: Path) -> str:
+    """A base checkpoint in which nothing is zero, so that everything depends on everything."""
+    model = LatentDiffusion(**copy.deepcopy(PARAMS))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.copy_(numbers(name, parameter.shape) / parameter[0].numel() ** 0.5)
+        else:
+            parameter.copy_(float(name.endswith("weight")) + 0.1 * numbers(name, parameter.shape))  # norms scale by about 1
+    torch.save({"state_dict": {key: value for key, value in model.state_dict().items() if not key.startswith("embedding_manager")}}, path)
+    return str(path)
+
+
+def answer(case: str, base: str, cache_dir: Path) -> Dict[str, np.ndarray]:
+    """R, its gradient after θ has moved a step from θ₀, and what led there."""
+    config = term_config(cache_dir, **{"weight": 1.0, **CASES[case]})
+    params = {**copy.deepcopy(PARAMS), "l_simple_weight": 0.0}  # what is differentiated is the term alone
+    model = RegularizedLatentDiffusion(**params, ckpt_path=base, regularization_config=config)
+    model.setup("fit")
+    model.train()
+    tuned = [(name, p) for name, p in model.named_parameters() if name.startswith(("model.", "cond_stage_model."))]
+    with torch.no_grad():
+        for name, parameter in tuned:
+            parameter.add_(0.02 * numbers("step " + name, parameter.shape))
+        model.embedding_manager.string_to_param_dict["*"].add_(numbers("word", (1, 32)))
+    torch.manual_seed(11)
+    loss, logs = model(numbers("x_start", (2, 4, 8, 8)), CAPTIONS, noise=numbers("noise", (2, 4, 8, 8)))
+    loss.backward()
+    gradients = [(name, p.grad) for name, p in tuned if p.grad is not None]
+    return {
+        "R": np.float64(logs["train/loss_locality"]),
+        "loss_simple": np.float64(logs["train/loss_simple"].detach()),
+        "theta_hash": np.array(model.regularizer.theta_hash),
+        "names": np.array([name for name, _ in gradients]),
+        "gradient": np.concatenate([grad.flatten()[:: max(1, grad.numel() // ENTRIES)][:ENTRIES].numpy() for _, grad in gradients]),
+        "norms": np.array([float(grad.norm()) for _, grad in gradients]),
+    }
+
+
+def answers() -> Dict[str, np.ndarray]:
+    """Every case of this stack, as `CASE/QUANTITY`."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = write_base(Path(folder) / "base.ckpt")
+        return {f"{case}/{key}": value for case in CASES for key, value in answer(case, base, Path(folder) / "banks").items()}
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else path_of(THIS)
+    np.savez_compressed(target, **answers())
