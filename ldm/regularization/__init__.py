@@ -8,25 +8,36 @@ diffusion model's noisy latents and conditions. The parts, each chosen by `targe
 
 | file | question | answers |
 | --- | --- | --- |
-| `conditioning` | where in c? | EmptyPrompt, ClassPrompts, Mixture |
-| `latents` | where in (z_t, t)? | TrainingLatents, NoiseLatents, PriorSamples |
+| `conditioning` | where in c? | EmptyPrompt, ClassPrompts, EmbeddingInterpolation, EncodingInterpolation, Hypersphere, PTIMorphing, Mixture |
+| `latents` | where in (z_t, t)? | TrainingLatents, NoiseLatents, PriorSamples, Trajectories |
 | `teacher` | who is right? | FrozenCopy, CachedTeacher |
-| `losses` | how far apart? | NoiseMSE |
-| `weight` | how much, and when? | ConstantWeight |
+| `losses` | how far apart? | NoiseMSE, NoiseHuber, RelativeMSE; over t: UniformWeights, VLBWeights, MinSNRWeights |
+| `weight` | how much, and when? | ConstantWeight, DriftBudget (with a `drift_meter`) |
 
-`regularizer` joins them; `types` holds the words they share, `choices` what chance may decide, `chance` the source of randomness, `bank`
-what is made once and kept on disk; `configuration` and `scopes` help the model that carries the term. Another part is one small class
+`regularizer` joins them; `types` holds the words they share, `choices` and `neighbourhood` what chance may decide (`geometry` and
+`alignment` help them), `wording` what is done to texts, `chance` the source of randomness, `bank` what is made once and kept on disk;
+`configuration` and `scopes` help the model that carries the term, `checks` whoever reads a yaml. Another part is one small class
 with the few methods of its base, in any module below ldm: its `target:` is enough.
 This package knows tensors and callables; `ldm.models.diffusion.regularized` ties it to LatentDiffusion.
 """
 from ldm.regularization.bank import hash_tensors
-from ldm.regularization.conditioning import ClassPrompts, Conditioning, EmptyPrompt, Mixture
-from ldm.regularization.latents import Latents, NoiseLatents, PriorSamples, TrainingLatents
-from ldm.regularization.losses import NoiseMSE
+from ldm.regularization.conditioning import (
+    ClassPrompts,
+    Conditioning,
+    EmbeddingInterpolation,
+    EmptyPrompt,
+    EncodingInterpolation,
+    Hypersphere,
+    Mixture,
+    PTIMorphing,
+)
+from ldm.regularization.drift_meter import DriftMeter
+from ldm.regularization.latents import Latents, NoiseLatents, PriorSamples, TrainingLatents, Trajectories
+from ldm.regularization.losses import MinSNRWeights, NoiseHuber, NoiseMSE, RelativeMSE, UniformWeights, VLBWeights
 from ldm.regularization.regularizer import LocalityRegularizer
 from ldm.regularization.teacher import CachedTeacher, FrozenCopy, Teacher
 from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, Term, TrainingBatch, Words
-from ldm.regularization.weight import ConstantWeight
+from ldm.regularization.weight import ConstantWeight, DriftBudget
 
 __all__ = [
     "CachedTeacher",
@@ -34,22 +45,34 @@ __all__ = [
     "ClassPrompts",
     "Conditioning",
     "ConstantWeight",
+    "DriftBudget",
+    "DriftMeter",
+    "EmbeddingInterpolation",
     "EmptyPrompt",
+    "EncodingInterpolation",
     "FrozenCopy",
+    "Hypersphere",
     "Latents",
     "LocalityRegularizer",
+    "MinSNRWeights",
     "Mixture",
     "Model",
+    "NoiseHuber",
     "NoiseLatents",
     "NoiseMSE",
     "NoisyLatents",
+    "PTIMorphing",
     "Part",
     "PriorSamples",
+    "RelativeMSE",
     "Start",
     "Teacher",
     "Term",
     "TrainingBatch",
     "TrainingLatents",
+    "Trajectories",
+    "UniformWeights",
+    "VLBWeights",
     "Words",
     "hash_tensors",
 ]

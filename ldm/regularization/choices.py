@@ -19,6 +19,9 @@ class Prompts:
     def select(self, rows: Sequence[int]) -> "Prompts":
         return Prompts([self.texts[row] for row in rows])
 
+    def settled(self, encoder: PromptEncoder) -> "Prompts":
+        return self
+
     def encode(self, encoder: PromptEncoder) -> Tensor:
         return encoder(self.texts)
 
@@ -38,6 +41,9 @@ class Joined:
 
     def select(self, rows: Sequence[int]) -> "Joined":
         return Joined(self.parts, [self.rows[row] for row in rows])
+
+    def settled(self, encoder: PromptEncoder) -> "Joined":
+        return Joined([part.settled(encoder) for part in self.parts], self.rows)
 
     def encode(self, encoder: PromptEncoder) -> Tensor:
         encoded: List[Tensor] = []

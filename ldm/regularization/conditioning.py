@@ -4,14 +4,20 @@ A conditioning names prompts and turns them into choices. Whoever draws latents 
 a sample, and the conditioning by which a choice is made of that prompt later. To add one, write `prompts`, and `choose` where the
 choice is more than the prompt itself.
 """
-import re
-from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Union
+import logging
+from typing import Dict, List, NamedTuple, Optional, Sequence, Type, Union
 
 import torch
 
+from ldm.regularization.alignment import Alignment
+from ldm.regularization.checks import one_of, positive
 from ldm.regularization.choices import Joined, Prompts
-from ldm.regularization.types import Choice, Part, Words
+from ldm.regularization.geometry import uniform_on_simplex
+from ldm.regularization.neighbourhood import BetweenEncodings, BetweenTokens, InSpan, Isotropic, Morphed, OnSphere, Towards
+from ldm.regularization.types import Choice, Part, Start, Words
+from ldm.regularization.wording import Placeholders, filled, lines_of
+
+logger = logging.getLogger(__name__)
 
 
 class Conditioning(Part):
@@ -22,16 +28,23 @@ class Conditioning(Part):
     def bind(self, words: Words) -> None:
         """Learn, once and before training, what the run calls things. Raises ValueError or FileNotFoundError for what cannot be used."""
 
+    def prepare(self, start: Start) -> None:
+        """Look, once, at the model that is about to be tuned. Raises ValueError where the two do not fit."""
+
     def prompts(self, n: int, generator: torch.Generator) -> List[str]:
         """n natural prompts, drawn by `generator`."""
         raise NotImplementedError
+
+    def known_prompts(self) -> List[str]:
+        """Every prompt that may be drawn, once, as far as that can be told in advance."""
+        return []
 
     def prompts_like(self, captions: Sequence[str], generator: torch.Generator) -> List[str]:
         """A prompt for each picture of the training batch, which has this caption."""
         return self.prompts(len(captions), generator)
 
     def choose(self, prompts: Sequence[str], generator: torch.Generator) -> Choice:
-        """A choice for each of these prompts of its own."""
+        """A choice for each of these prompts: of its own slots, or what those say in place of them."""
         return Prompts(prompts)
 
     def slots(self, n: int, generator: torch.Generator, captions: Optional[Sequence[str]] = None) -> List["Slot"]:
@@ -45,6 +58,7 @@ class Slot(NamedTuple):
 
     prompt: str
     by: Conditioning
+    concept_prompt: Optional[str] = None  # the same with the placeholder in it, where the choice is made of that
 
 
 def choose(slots: Sequence[Slot], generator: torch.Generator) -> Choice:
@@ -54,7 +68,8 @@ def choose(slots: Sequence[Slot], generator: torch.Generator) -> Choice:
         if slot.by not in owners:
             owners.append(slot.by)
     places = [[place for place, slot in enumerate(slots) if slot.by is owner] for owner in owners]
-    choices = [owner.choose([slots[place].prompt for place in mine], generator) for owner, mine in zip(owners, places)]
+    texts = [slot.prompt if slot.concept_prompt is None else slot.concept_prompt for slot in slots]
+    choices = [owner.choose([texts[place] for place in mine], generator) for owner, mine in zip(owners, places)]
     if len(choices) == 1:
         return choices[0]
     rows = {place: (number, row) for number, mine in enumerate(places) for row, place in enumerate(mine)}
@@ -66,6 +81,9 @@ class EmptyPrompt(Conditioning):
 
     def prompts(self, n: int, generator: torch.Generator) -> List[str]:
         return [""] * n
+
+    def known_prompts(self) -> List[str]:
+        return [""]
 
 
 class ClassPrompts(Conditioning):
@@ -87,40 +105,44 @@ class ClassPrompts(Conditioning):
         self._given = prompts if prompts is None or isinstance(prompts, str) else [str(prompt) for prompt in prompts]
         self._templates = None if templates is None else list(templates)
         self._prompts: List[str] = []
-        self._placeholders: List[re.Pattern] = []
+        self._placeholders = Placeholders(())
 
     def bind(self, words: Words) -> None:
-        self._placeholders = [_pattern(placeholder) for placeholder in words.placeholders]
+        self._placeholders = Placeholders(words.placeholders)
         if self._given is None:
-            self._prompts = self._fill(list(words.templates) if self._templates is None else self._templates, words)
+            self._prompts = filled(self._templates_of(words), self._class_word_of(words), self._name)
         else:
-            self._prompts = _lines(self._given) if isinstance(self._given, str) else self._given
+            self._prompts = lines_of(self._given, self._name) if isinstance(self._given, str) else self._given
         if not self._prompts:
-            raise ValueError("ClassPrompts: prompts is an empty list; give at least one prompt, or leave the key out for the caption templates")
+            raise ValueError(f"{self._name}: prompts is an empty list; give at least one prompt, or leave the key out for the caption templates")
         for prompt in self._prompts:
-            if any(placeholder.search(prompt) for placeholder in self._placeholders):
+            if self._placeholders.occur_in(prompt):
                 raise ValueError(
-                    f"ClassPrompts: {prompt!r} contains the placeholder ({', '.join(words.placeholders)}): held to the frozen model there, "
+                    f"{self._name}: {prompt!r} contains the placeholder ({', '.join(words.placeholders)}): held to the frozen model there, "
                     "the concept could not be learnt. Name its class instead."
                 )
 
-    def _fill(self, templates: Sequence[str], words: Words) -> List[str]:
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _templates_of(self, words: Words) -> List[str]:
+        return list(words.templates) if self._templates is None else self._templates
+
+    def _class_word_of(self, words: Words) -> str:
         self.class_word = self.class_word or words.class_word
         if not self.class_word:
             raise ValueError(
-                "ClassPrompts: no class word. The placeholder has no init word; set conditioning_config.params.class_word to what the concept is "
+                f"{self._name}: no class word. The placeholder has no init word; set conditioning_config.params.class_word to what the concept is "
                 "one of (character, dog, …), or personalization_config.params.initializer_words."
             )
-        wrong = [template for template in templates if template.count("{}") != 1]
-        if wrong or not templates:
-            raise ValueError(f"ClassPrompts: templates need one {{}} each for the class word, got {wrong or 'none'}")
-        return [template.format(self.class_word) for template in templates]
+        return self.class_word
 
     def prompts(self, n: int, generator: torch.Generator) -> List[str]:
-        picks: List[int] = []
-        while len(picks) < n:  # without repetition as long as there are others
-            picks += torch.randperm(len(self._prompts), generator=generator).tolist()
-        return [self._prompts[pick] for pick in picks[:n]]
+        return [self._prompts[pick] for pick in picks(n, len(self._prompts), generator)]
+
+    def known_prompts(self) -> List[str]:
+        return list(dict.fromkeys(self._prompts))
 
     def prompts_like(self, captions: Sequence[str], generator: torch.Generator) -> List[str]:
         if self._given is not None or self._templates is not None:
@@ -128,13 +150,148 @@ class ClassPrompts(Conditioning):
         return [self._without_placeholders(caption) for caption in captions]
 
     def _without_placeholders(self, caption: str) -> str:
-        for placeholder in self._placeholders:
-            caption = placeholder.sub(lambda _: str(self.class_word), caption)
-        return caption
+        return self._placeholders.replaced(caption, [str(self.class_word)] * len(self._placeholders.strings))
 
     def describe(self) -> str:
-        kinds = len(set(self._prompts))
-        return f"ClassPrompts({kinds} prompts, such as {self._prompts[0]!r})" if kinds else super().describe()
+        kinds = len(self.known_prompts())
+        return f"{self._name}({kinds} prompts, such as {self._prompts[0]!r})" if kinds else super().describe()
+
+
+class NearConceptPrompts(ClassPrompts):
+    """What ideas 3 to 5 share: the same template with the class word (p_c, for which θ₀ draws its samples) and with the placeholder (p*).
+
+    class_word, templates: as for ClassPrompts. To add another, write `choose`, which gets p*.
+    """
+
+    needs_concept = True
+    must_align = False  # whether p* and p_c of different lengths are an error, or only a warning
+
+    def __init__(self, class_word: Optional[str] = None, templates: Optional[Sequence[str]] = None):
+        super().__init__(class_word, None, templates)
+        self._concept_prompts: List[str] = []
+        self._alignment = Alignment((), "")
+
+    def bind(self, words: Words) -> None:
+        super().bind(words)
+        self._concept_prompts = filled(self._templates_of(words), words.placeholders[0], self._name)
+        self._alignment = Alignment(words.placeholders, self._class_word_of(words))
+
+    def prepare(self, start: Start) -> None:
+        problem = self._alignment.prepare(start.model.encode_prompts, start.words_grow)
+        if problem and self.must_align:
+            raise ValueError(f"{self._name} interpolates token by token, but {problem}.")
+        if problem and not start.rank:
+            logger.warning("%s: %s. The words after them are compared with others than their own.", self._name, problem)
+
+    def slots(self, n: int, generator: torch.Generator, captions: Optional[Sequence[str]] = None) -> List["Slot"]:
+        if captions is not None and self._templates is None:
+            return [Slot(self._without_placeholders(caption), self, caption) for caption in captions]
+        return [Slot(self._prompts[pick], self, self._concept_prompts[pick]) for pick in picks(n, len(self._prompts), generator)]
+
+    def describe(self) -> str:
+        example = f", around {self._concept_prompts[0]!r} and the like" if self._concept_prompts else ""
+        return super(ClassPrompts, self).describe()[:-1] + example + ")"
+
+
+class EmbeddingInterpolation(NearConceptPrompts):
+    """Between the concept and its class in the space of token embeddings, before the text transformer runs.
+
+    alpha: how far from the concept (0) to the class (1); two numbers are a range from which it is drawn uniformly.
+    """
+
+    must_align = True
+
+    def __init__(self, alpha: Union[float, Sequence[float]] = 0.5, class_word: Optional[str] = None, templates: Optional[Sequence[str]] = None):
+        super().__init__(class_word, templates)
+        self.low, self.high = _fractions(alpha, self._name)
+
+    def choose(self, prompts: Sequence[str], generator: torch.Generator) -> Choice:
+        return BetweenTokens(prompts, self._alphas(len(prompts), generator), self._alignment)
+
+    def _alphas(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        return self.low + (self.high - self.low) * torch.rand(n, generator=generator)
+
+
+class EncodingInterpolation(EmbeddingInterpolation):
+    """The same after the text encoder: c* + α·(c_c − c*).
+
+    kind: `lerp`, or `slerp`, which goes along the great circle of each token, its length interpolated too.
+    """
+
+    must_align = False
+
+    def __init__(
+        self, alpha: Union[float, Sequence[float]] = 0.5, kind: str = "lerp", class_word: Optional[str] = None, templates: Optional[Sequence[str]] = None
+    ):
+        super().__init__(alpha, class_word, templates)
+        self.kind = one_of(("lerp", "slerp"), kind, f"{self._name}: kind")
+
+    def choose(self, prompts: Sequence[str], generator: torch.Generator) -> Choice:
+        return BetweenEncodings(prompts, self._alphas(len(prompts), generator), self._alignment, spherical=self.kind == "slerp")
+
+
+class Hypersphere(NearConceptPrompts):
+    """Points c* + r·u after the text encoder, ‖u‖ = 1: at a distance from the concept at which its class begins.
+
+    directions: `towards` the encodings of a list of prompts, on the side of the sphere that faces them; `span`: the whole sphere in the span
+    of these directions; `isotropic`: all dimensions. prompts: that list, or the path of a text file; class prompts unless given, and all
+    are encoded in each step. factor: r over ‖c_c − c*‖. centre: `concept`, or `midpoint` between c* and c_c. per_token: a sphere for each token.
+    """
+
+    KINDS: Dict[str, Type[OnSphere]] = {"towards": Towards, "span": InSpan, "isotropic": Isotropic}
+
+    def __init__(
+        self, directions: str = "towards", prompts: Union[str, Sequence[str], None] = None, factor: float = 0.5, centre: str = "concept",
+        per_token: bool = False, class_word: Optional[str] = None, templates: Optional[Sequence[str]] = None,
+    ):  # fmt: skip
+        super().__init__(class_word, templates)
+        self.directions = one_of(self.KINDS, directions, f"{self._name}: directions")
+        self.centre = one_of(("concept", "midpoint"), centre, f"{self._name}: centre")
+        self.factor = positive(factor, f"{self._name}: factor")
+        self.per_token = bool(per_token)
+        self._list = ClassPrompts(class_word, prompts, templates if prompts is None else None)
+
+    def bind(self, words: Words) -> None:
+        super().bind(words)
+        self._list.bind(words)
+
+    def choose(self, prompts: Sequence[str], generator: torch.Generator) -> Choice:
+        targets = self._list.known_prompts()
+        if self.directions == "towards":
+            drawn = uniform_on_simplex(len(prompts), len(targets), generator)
+        elif self.directions == "span":
+            drawn = torch.randn(len(prompts), len(targets), generator=generator)
+        else:
+            drawn, targets = torch.randint(2**62, (len(prompts),), generator=generator), []
+        return self.KINDS[self.directions](prompts, drawn, self._alignment, targets, self.factor, self.centre == "midpoint", self.per_token)
+
+
+class PTIMorphing(NearConceptPrompts):
+    """A fixed distance from the concept towards a random prompt, after the text encoder: pivotal tuning's own formula.
+
+    prompts: from which it is drawn, a list or the path of a text file; class prompts unless given. alpha: the distance, in the units of c;
+    fraction: the distance over ‖c_c − c*‖, 0.5 unless alpha is given.
+    """
+
+    def __init__(
+        self, alpha: Optional[float] = None, fraction: Optional[float] = None, prompts: Union[str, Sequence[str], None] = None,
+        class_word: Optional[str] = None, templates: Optional[Sequence[str]] = None,
+    ):  # fmt: skip
+        super().__init__(class_word, templates)
+        if alpha is not None and fraction is not None:
+            raise ValueError(f"{self._name}: alpha is {alpha} and fraction is {fraction}; only one of them can be the distance")
+        self.alpha = None if alpha is None else positive(alpha, f"{self._name}: alpha")
+        self.fraction = None if alpha is not None else positive(0.5 if fraction is None else fraction, f"{self._name}: fraction")
+        self._list = ClassPrompts(class_word, prompts, templates if prompts is None else None)
+
+    def bind(self, words: Words) -> None:
+        super().bind(words)
+        self._list.bind(words)
+
+    def choose(self, prompts: Sequence[str], generator: torch.Generator) -> Choice:
+        targets = self._list.known_prompts()
+        drawn = torch.randint(len(targets), (len(prompts),), generator=generator)
+        return Morphed(prompts, drawn, self._alignment, targets, self.fraction or self.alpha, of_the_way=self.alpha is None)
 
 
 class Mixture(Conditioning):
@@ -153,6 +310,13 @@ class Mixture(Conditioning):
     def bind(self, words: Words) -> None:
         for part in self.parts:
             part.bind(words)
+
+    def prepare(self, start: Start) -> None:
+        for part in self.parts:
+            part.prepare(start)
+
+    def known_prompts(self) -> List[str]:
+        return list(dict.fromkeys(prompt for part in self.parts for prompt in part.known_prompts()))
 
     def slots(self, n: int, generator: torch.Generator, captions: Optional[Sequence[str]] = None) -> List[Slot]:
         # Systematic draws: n equidistant points with one random offset. Every part gets its share of n to within one, and the right share on average.
@@ -173,19 +337,16 @@ class Mixture(Conditioning):
         return " + ".join(f"{weight:g} × {part.describe()}" for weight, part in zip(self.weights, self.parts))
 
 
-def _pattern(placeholder: str) -> "re.Pattern":
-    """Where a caption says the placeholder: as a whole word if it is one, anywhere if it is a sign such as *."""
-    before = r"\b" if placeholder[:1].isalnum() else ""
-    after = r"\b" if placeholder[-1:].isalnum() else ""
-    return re.compile(before + re.escape(placeholder) + after)
+def picks(n: int, size: int, generator: torch.Generator) -> List[int]:
+    """n numbers below `size`, without repetition as long as there are others."""
+    picked: List[int] = []
+    while len(picked) < n:
+        picked += torch.randperm(size, generator=generator).tolist()
+    return picked[:n]
 
 
-def _lines(path: str) -> List[str]:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"ClassPrompts: prompts: no file {path} (looked from {Path.cwd()}); expected a text file with one prompt a line, or a list")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"ClassPrompts: the file of prompts {path} is empty; expected one prompt a line")
-    return prompts
+def _fractions(alpha: Union[float, Sequence[float]], whose: str) -> List[float]:
+    ends = [float(end) for end in alpha] if isinstance(alpha, Sequence) else [float(alpha)] * 2
+    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1 or not ends[1] > 0:
+        raise ValueError(f"{whose}: alpha is {alpha}; expected a number above 0 (the concept) and up to 1 (its class), or two numbers: a range")
+    return ends

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from ldm.regularization.bank import made_once
 from ldm.regularization.chance import Chance
+from ldm.regularization.checks import whole
 from ldm.regularization.conditioning import Conditioning, Slot, choose
-from ldm.regularization.types import Model, NoisyLatents, Part, Start, TrainingBatch
+from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, TrainingBatch
 
 
 class Latents(Part):
@@ -53,7 +54,7 @@ class NoiseLatents(Latents):
 
     def __init__(self, any_t: bool = False, samples: int = 64):
         self.any_t = any_t
-        self.samples = _at_least_one("samples", samples)
+        self.samples = whole(samples, "latents_config.params.samples")
 
     def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
         choice = choose(conditioning.slots(n, chance.generator), chance.generator)
@@ -71,61 +72,109 @@ class NoiseLatents(Latents):
         return chance.timesteps(n, model.num_timesteps) if self.any_t else torch.full((n,), model.num_timesteps - 1)
 
 
-class PriorSamples(Latents):
-    """What the frozen model draws for the conditioning's prompts, noised to a random timestep.
+class Drawn(Latents):
+    """What the sources share that let the frozen model draw, once, before training.
 
-    samples: how many are drawn, once, before training; ddim_steps, guidance_scale: how. sampling_batch_size: at a time.
+    samples: how many, for the conditioning's prompts; ddim_steps, guidance_scale: how. sampling_batch_size: at a time.
     cache_dir: where they are kept (a folder in the user's cache unless given).
     """
 
     listable = True
+    kind = ""  # what the bank holds, for people and for its key
 
     def __init__(
         self, samples: int = 64, ddim_steps: int = 50, guidance_scale: float = 1.0, sampling_batch_size: int = 8, cache_dir: Optional[str] = None
     ):
-        self.samples = _at_least_one("samples", samples)
-        self.ddim_steps = _at_least_one("ddim_steps", ddim_steps)
+        self.samples = whole(samples, "latents_config.params.samples")
+        self.ddim_steps = whole(ddim_steps, "latents_config.params.ddim_steps")
         self.guidance_scale = float(guidance_scale)
-        self._sampling_batch_size = _at_least_one("sampling_batch_size", sampling_batch_size)
+        self._sampling_batch_size = whole(sampling_batch_size, "latents_config.params.sampling_batch_size")
         self._cache_dir = cache_dir
         self._slots: List[Slot] = []
-        self._z_0: Optional[Tensor] = None
 
-    def prepare(self, start: Start, conditioning: Conditioning) -> None:
+    def made(self, start: Start, conditioning: Conditioning) -> Dict[str, Tensor]:
+        """What `sample` returns for all samples, from disk if they were drawn before."""
         chance = Chance(start.seed)
         self._slots = conditioning.slots(self.samples, chance.generator)
         prompts = [slot.prompt for slot in self._slots]
         x_T = chance.normal((self.samples, *latent_shape(start.model)))
         settings = {"samples": self.samples, "ddim_steps": self.ddim_steps, "guidance_scale": self.guidance_scale, "seed": start.seed}
-        facts = {"of": "prior samples", "theta": start.theta_hash, "model": start.facts, "prompts": prompts, **settings}
-        bank = made_once(
-            "prior samples", facts, lambda: self._sample(start.model, prompts, x_T), cache_dir=self._cache_dir, rank=start.rank, wait=start.wait
+        facts = {"of": self.kind, "theta": start.theta_hash, "model": start.facts, "prompts": prompts, **settings}
+        return made_once(
+            self.kind, facts, lambda: self._sample(start.model, prompts, x_T), cache_dir=self._cache_dir, rank=start.rank, wait=start.wait
         )
-        self._z_0 = bank["z_0"]
 
     def _sample(self, model: Model, prompts: Sequence[str], x_T: Tensor) -> Dict[str, Tensor]:
-        pieces, step = [], self._sampling_batch_size
-        for first in tqdm(range(0, self.samples, step), desc=f"the frozen model draws {self.samples} prior samples", unit="batch"):
+        pieces: List[Dict[str, Tensor]] = []
+        step = self._sampling_batch_size
+        for first in tqdm(range(0, self.samples, step), desc=f"the frozen model draws {self.samples} {self.kind}", unit="batch"):
             part = slice(first, first + step)
-            pieces.append(model.draw_prior(prompts[part], x_T[part], self.ddim_steps, self.guidance_scale).float().cpu())
-        return {"z_0": torch.cat(pieces)}
+            pieces.append(self.sample(model, prompts[part], x_T[part]))
+        return {name: torch.cat([piece[name].cpu() for piece in pieces]) for name in pieces[0]}
+
+    def sample(self, model: Model, prompts: Sequence[str], x_T: Tensor) -> Dict[str, Tensor]:
+        """What is kept of samples drawn for these prompts from x_T (B, C, h, w): tensors (B, ...)."""
+        raise NotImplementedError
+
+    def _choices(self, rows: Sequence[int], chance: Chance) -> Choice:
+        return choose([self._slots[row] for row in rows], chance.generator)
+
+
+class PriorSamples(Drawn):
+    """What the frozen model draws for the conditioning's prompts, noised to a random timestep."""
+
+    kind = "prior samples"
+
+    def sample(self, model: Model, prompts: Sequence[str], x_T: Tensor) -> Dict[str, Tensor]:
+        return {"z_0": model.draw_prior(prompts, x_T, self.ddim_steps, self.guidance_scale).float()}
+
+    def prepare(self, start: Start, conditioning: Conditioning) -> None:
+        self._z_0 = self.made(start, conditioning)["z_0"]
 
     def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
         rows = chance.deal(n, self.samples)
         z_0 = self._z_0[rows].to(batch.z_t)
         t = chance.timesteps(n, model.num_timesteps).to(batch.t)
         z_t = model.q_sample(z_0, t, chance.normal(z_0.shape).to(z_0))
-        return NoisyLatents(z_t, t, choose([self._slots[row] for row in rows], chance.generator))
+        return NoisyLatents(z_t, t, self._choices(rows, chance))
 
     def population(self, start: Start, conditioning: Conditioning, noisings: int) -> NoisyLatents:
         chance = Chance(start.seed)
         rows = _each(self.samples, noisings)
-        # One timestep in each of `noisings` equal stretches: uniform over all samples, with less scatter than independent draws.
-        stretch = torch.arange(noisings).repeat(self.samples) + torch.rand(len(rows), generator=chance.generator)
-        t = (stretch * (start.model.num_timesteps / noisings)).long().clamp(max=start.model.num_timesteps - 1)
-        z_0, noise = self._z_0[rows], chance.normal((len(rows), *self._z_0.shape[1:]))
+        t = _one_in_each(noisings, start.model.num_timesteps, self.samples, chance)
+        z_0 = self._z_0[rows]
+        noise = chance.normal(z_0.shape)
         z_t = start.model.q_sample(z_0.to(start.device), t.to(start.device), noise.to(start.device)).cpu()
         return NoisyLatents(z_t, t, choose(self._slots, chance.generator).select(rows))
+
+
+class Trajectories(Drawn):
+    """The states through which the frozen model went while it drew for the conditioning's prompts, with the timesteps at which it was asked.
+
+    Each trajectory is kept whole, from its initial noise on (ddim_steps latents a sample); the clean latent at its end is no state.
+    """
+
+    kind = "trajectories"
+
+    def sample(self, model: Model, prompts: Sequence[str], x_T: Tensor) -> Dict[str, Tensor]:
+        states, t = model.draw_trajectories(prompts, x_T, self.ddim_steps, self.guidance_scale)  # (B, S, C, h, w), (S,)
+        return {"states": states.float(), "t": t.expand(len(states), -1)}
+
+    def prepare(self, start: Start, conditioning: Conditioning) -> None:
+        bank = self.made(start, conditioning)
+        self._states, self._t = bank["states"], bank["t"]
+
+    def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
+        rows = chance.deal(n, self.samples)
+        states = chance.timesteps(n, self._t.shape[1])
+        z_t, t = self._states[rows, states], self._t[rows, states]
+        return NoisyLatents(z_t.to(batch.z_t), t.to(batch.t), self._choices(rows, chance))
+
+    def population(self, start: Start, conditioning: Conditioning, noisings: int) -> NoisyLatents:
+        chance = Chance(start.seed)
+        rows = _each(self.samples, noisings)
+        states = _one_in_each(noisings, self._t.shape[1], self.samples, chance)
+        return NoisyLatents(self._states[rows, states], self._t[rows, states], choose(self._slots, chance.generator).select(rows))
 
 
 def latent_shape(model: Model) -> Sequence[int]:
@@ -137,7 +186,7 @@ def _each(samples: int, times: int) -> List[int]:
     return [row for row in range(samples) for _ in range(times)]
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if int(value) != value or value < 1:
-        raise ValueError(f"latents_config.params.{name} is {value}; expected a whole number of at least 1")
-    return int(value)
+def _one_in_each(stretches: int, size: int, times: int, chance: Chance) -> Tensor:
+    """A number below `size` in each of so many equal stretches, over and over: uniform, with less scatter than independent draws."""
+    place = torch.arange(stretches).repeat(times) + torch.rand(stretches * times, generator=chance.generator)
+    return (place * (size / stretches)).long().clamp(max=size - 1)

@@ -1,6 +1,6 @@
 """The term that keeps the tuned network where it was: R = E w(t) ‖f_θ(z_t, t, τ_θ(choice)) − sg f_θ₀(z_t, t, τ_θ₀(choice))‖², times λ.
 
-Joins the parts, and is the only file that knows more than one of them.
+Joins the parts, and is the only file that knows more than one kind of them but for `drift_meter`, which is made of the same.
 """
 import logging
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.latents import Latents, latent_shape
 from ldm.regularization.losses import NoiseMSE
 from ldm.regularization.teacher import Teacher
-from ldm.regularization.types import Model, Start, Term, TrainingBatch, Words
+from ldm.regularization.types import Model, NoisyLatents, Start, Term, TrainingBatch, Words
 from ldm.regularization.weight import ConstantWeight
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class LocalityRegularizer:
     def bind(self, words: Words) -> None:
         """Tell the conditioning what the run calls things. Raises ValueError or FileNotFoundError for parts that cannot work, or not together."""
         self.conditioning.bind(words)
+        self.weight.bind(words, self.conditioning)
         self.teacher.check(self.conditioning, self.latents)
 
     @torch.no_grad()
@@ -79,11 +80,13 @@ class LocalityRegularizer:
                 f"{self.latents.describe()} has no c_concat, which conditioning_key: hybrid needs beside the text; use latents_config: TrainingLatents."
             )
         self.teacher.check(self.conditioning, self.latents, start.concept_moves)
+        self.conditioning.prepare(start)
         self.theta_hash = start.theta_hash
         self.training_chance = Chance((self.seed + start.rank) % SEED_LIMIT)
         self.validation_chance = Chance((self.seed + VALIDATION_SEED_OFFSET + start.rank) % SEED_LIMIT)
         self.latents.prepare(start, self.conditioning)
         self._source = self.teacher.prepare(start, self.conditioning, self.latents)
+        self.weight.prepare(start)
         if not start.hybrid:
             self._measure_floor(start)
         if self.weight.caution() and not start.rank:
@@ -98,14 +101,15 @@ class LocalityRegularizer:
         chance = self.training_chance if training else self.validation_chance
         if not training and self._repeated is not None:
             chance.load_state_dict(self._repeated)
-        probes = self._source.draw(model, batch, self.batch_size, self.conditioning, chance)  # z_t (B, C, h, w), t (B,), B choices
+        probes = self._draw(model, batch, chance)  # z_t (B, C, h, w), t (B,), B choices
         f, f0 = model.denoise(probes), self.teacher(model, probes)  # (B, C, h, w); each encodes with its own encoder
+        measured = self.weight.watch(model, batch, step) if training else {}
         R, weight = self.loss(f, f0, probes, model), self.weight.at(step)
         if training:
             self._count(step)
         # Where R is computed in every k-th step only, it stands for the k − 1 steps without it.
         factor = self.weight.every if training else 1
-        return Term(weight * factor * R, {"loss_locality": R.detach(), "locality_weight": weight})
+        return Term(weight * factor * R, {"loss_locality": R.detach(), "locality_weight": weight, **measured})
 
     @contextmanager
     def equal_validation_draws(self) -> Iterator[None]:
@@ -146,6 +150,10 @@ class LocalityRegularizer:
         self.weight.load_state_dict(state["weight"])
         self.acted, self._last_acted = state["acted"], state["last_acted"]
 
+    def _draw(self, model: Model, batch: TrainingBatch, chance: Chance) -> NoisyLatents:
+        probes = self._source.draw(model, batch, self.batch_size, self.conditioning, chance)
+        return probes._replace(choice=self.teacher.settle(model, probes.choice))
+
     def _count(self, step: int) -> None:
         if step != self._last_acted:  # with accumulation several batches belong to one step
             self.acted += 1
@@ -156,7 +164,7 @@ class LocalityRegularizer:
         chance = Chance(start.seed)
         z_t = chance.normal((self.batch_size, *latent_shape(start.model))).to(start.device)
         batch = TrainingBatch(z_t, chance.timesteps(self.batch_size, start.model.num_timesteps).to(start.device))
-        probes = self._source.draw(start.model, batch, self.batch_size, self.conditioning, chance)
+        probes = self._draw(start.model, batch, chance)
         f, f0 = start.model.denoise(probes).float(), self.teacher(start.model, probes).float()
         self.floor = float((f - f0).pow(2).mean() / f0.pow(2).mean().clamp_min(torch.finfo(torch.float32).tiny))
         if start.rank:

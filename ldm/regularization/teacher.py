@@ -15,7 +15,8 @@ from ldm.regularization.bank import hash_tensors, made_once
 from ldm.regularization.chance import Chance
 from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.latents import Latents
-from ldm.regularization.types import Model, NoisyLatents, Part, Start, TrainingBatch
+from ldm.regularization.scopes import replaced
+from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, TrainingBatch
 
 
 class Teacher(Part):
@@ -27,6 +28,11 @@ class Teacher(Part):
     def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:
         """Take or store what is needed of θ₀. Returns the source of all probes from now on."""
         return latents
+
+    @torch.no_grad()
+    def settle(self, model: Model, choice: Choice) -> Choice:
+        """The choice with what the frozen encoder must say written into it (`Choice.settled`)."""
+        return choice.settled(model.encode_prompts)
 
     def __call__(self, model: Model, probes: NoisyLatents) -> Tensor:
         """f0 at the probes (B, C, h, w), without a graph."""
@@ -51,6 +57,11 @@ class FrozenCopy(Teacher):
         self._place = start.device if self.device is None else torch.device(self.device)
         self._theta = {name: frozen_copy(module, self._place, self._dtype) for name, module in start.model.tuned_modules().items()}
         return latents
+
+    @torch.no_grad()
+    def settle(self, model: Model, choice: Choice) -> Choice:
+        with self._precision(), replaced(model, self._theta):
+            return choice.settled(model.encode_prompts)
 
     @torch.no_grad()
     def __call__(self, model: Model, probes: NoisyLatents) -> Tensor:
@@ -90,13 +101,17 @@ class CachedTeacher(Teacher):
         if conditioning.needs_concept and concept_moves:
             raise ValueError(
                 f"CachedTeacher cannot store outputs for {conditioning.describe()}: their encoding moves with the placeholder's vectors, which are "
-                "being trained. What fits: EmptyPrompt or ClassPrompts, vectors that are fixed (train_embeddings: false), or teacher_config: FrozenCopy."
+                "being trained or grow in number. What fits: EmptyPrompt or ClassPrompts; vectors that are fixed (train_embeddings: false, "
+                "progressive_words: false); or teacher_config: FrozenCopy."
             )
 
     def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:
         entries = latents.population(start, conditioning, self.noisings)
         probes = {"probes": hash_tensors({"z_t": entries.z_t, "t": entries.t}), "choice": entries.choice.facts()}
+        if conditioning.needs_concept:
+            probes["concept"] = start.concept_hash
         facts = {"of": "frozen outputs", "theta": start.theta_hash, "model": start.facts, "dtype": self.dtype, **probes}
+        entries = entries._replace(choice=entries.choice.settled(start.model.encode_prompts))
         bank = made_once("frozen outputs", facts, lambda: self._evaluate(start, entries), cache_dir=self._cache_dir, rank=start.rank, wait=start.wait)
         return CachedProbes(entries._replace(frozen=bank["f0"]))
 
@@ -108,6 +123,9 @@ class CachedTeacher(Teacher):
             probes = _rows(entries, range(first, min(first + step, len(entries.t))))
             pieces.append(start.model.denoise(probes.to(start.device)).to("cpu", self._dtype))
         return {"f0": torch.cat(pieces)}
+
+    def settle(self, model: Model, choice: Choice) -> Choice:
+        return choice  # settled when its output was stored
 
     def __call__(self, model: Model, probes: NoisyLatents) -> Tensor:
         return probes.frozen

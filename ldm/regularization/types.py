@@ -25,6 +25,9 @@ class Choice(Protocol):
     def select(self, rows: Sequence[int]) -> "Choice":
         """The choices of these rows, in this order, repeats allowed."""
 
+    def settled(self, encoder: PromptEncoder) -> "Choice":
+        """These choices with what the frozen model's encoder must say written into them: asked for once, before either network encodes them."""
+
     def encode(self, encoder: PromptEncoder) -> Tensor:
         """c of shape (n, L, d)."""
 
@@ -73,11 +76,12 @@ class Term(NamedTuple):
 
 
 class Model(Protocol):
-    """What the parts ask of the model: `LatentDiffusion`'s own names, and four that `RegularizedLatentDiffusion` adds."""
+    """What the parts ask of the model: `LatentDiffusion`'s own names, and six that `RegularizedLatentDiffusion` adds."""
 
     num_timesteps: int
     channels: int
     image_size: int
+    parameterization: str  # what f is: "eps" or "x0"
     alphas_cumprod: Tensor  # (T,)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -88,6 +92,12 @@ class Model(Protocol):
 
     def draw_prior(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tensor:
         """z_0 (B, C, h, w), sampled from x_T (B, C, h, w) by the model as it stands."""
+
+    def draw_trajectories(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tuple[Tensor, Tensor]:
+        """The states (B, S, C, h, w) that it meets on the way, x_T the first, and the timesteps (S,) with which it meets them."""
+
+    def encode_prompts(self, prompts: Sequence[str], edit_tokens: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+        """τ of the encoder in place (`PromptEncoder`)."""
 
     def tuned_modules(self) -> Dict[str, nn.Module]:
         """The modules that tuning may change, by attribute name."""
@@ -104,7 +114,9 @@ class Start(NamedTuple):
     rank: int = 0
     wait: Callable[[], Any] = lambda: None  # returns when every rank has come here
     hybrid: bool = False  # the network needs a c_concat beside the text
-    concept_moves: bool = True  # the placeholder's vectors are being trained
+    concept_moves: bool = True  # the placeholder's vectors are being trained, or their number grows
+    concept_hash: str = ""  # SHA-256 over the placeholder's vectors
+    words_grow: bool = False  # a placeholder gets more vectors as training goes on
 
 
 class Part:

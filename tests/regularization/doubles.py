@@ -45,7 +45,7 @@ class ToyNetwork(nn.Module):
 
 
 class ToyModel(nn.Module):
-    num_timesteps, channels, image_size = 20, 2, 4
+    num_timesteps, channels, image_size, parameterization = 20, 2, 4, "eps"
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -64,6 +64,8 @@ class ToyModel(nn.Module):
         c = self.cond_stage_model(prompts)
         return c if edit_tokens is None else edit_tokens(c)
 
+    encode_prompts = encode
+
     def denoise(self, probes: NoisyLatents, theta=None) -> Tensor:
         self.evaluations += 1
         with replaced(self, theta or {}):
@@ -73,6 +75,11 @@ class ToyModel(nn.Module):
         self.priors += len(prompts)
         torch.randn(7)  # a real sampler draws from the global generator
         return 0.5 * x_T + self.encode(prompts).mean(dim=(1, 2)).view(-1, 1, 1, 1)
+
+    def draw_trajectories(self, prompts, x_T, ddim_steps, guidance_scale):
+        self.priors += len(prompts)
+        t = torch.arange(1, self.num_timesteps, self.num_timesteps // ddim_steps).flip(0)
+        return torch.stack([x_T * 0.9**number for number in range(len(t))], dim=1), t
 
     def tuned_modules(self):
         return {"model": self.model, "cond_stage_model": self.cond_stage_model}

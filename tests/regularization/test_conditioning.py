@@ -130,6 +130,22 @@ def test_mixture_hands_each_caption_to_the_part_that_draws_for_it():
     assert all(slot.prompt in ("", f"{number} cat") for number, slot in enumerate(slots))
 
 
+def test_prompts_that_may_be_drawn_are_known_in_advance():
+    mixture = bound(Mixture([EmptyPrompt(), ClassPrompts(templates=["a {}", "a {}", "the {}"])]))
+    assert mixture.known_prompts() == ["", "a cat", "the cat"] == list(dict.fromkeys(sorted(prompts_of(mixture.slots(99, generator())))))
+
+
+def test_mixture_lets_each_part_look_at_the_model():
+    looked = []
+
+    class Looking(EmptyPrompt):
+        def prepare(self, start):
+            looked.append(start)
+
+    Mixture([Looking(), Mixture([Looking()])]).prepare("the start")
+    assert looked == ["the start"] * 2
+
+
 def test_mixture_depends_on_the_concept_if_a_part_does():
     class OfTheConcept(EmptyPrompt):
         needs_concept = True

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from ldm.regularization import ClassPrompts, EmptyPrompt, Mixture, NoiseLatents, PriorSamples, TrainingLatents
+from ldm.regularization import ClassPrompts, EmptyPrompt, Mixture, NoiseLatents, PriorSamples, TrainingLatents, Trajectories
 from ldm.regularization.chance import Chance
 from tests.regularization.doubles import WORDS, ToyModel, batch_of, start_of
 
@@ -139,6 +139,66 @@ def test_the_population_covers_all_timesteps_evenly(conditioning, prior):
     t = latents.population(start_of(ToyModel()), conditioning, 4).t.view(50, 4)
     assert all(((t >= 5 * stretch) & (t < 5 * (stretch + 1)))[:, stretch].all() for stretch in range(4))
     assert len(set(t.flatten().tolist())) == 20
+
+
+@pytest.fixture
+def trajectories(tmp_path):
+    return lambda **settings: Trajectories(**{"samples": 6, "ddim_steps": 5, "cache_dir": str(tmp_path), **settings})
+
+
+def start_noise_of(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """From the states of ToyModel's trajectories back to where they began: t falls from 17 in steps of 4."""
+    return z_t / 0.9 ** ((17 - t) / 4).view(-1, 1, 1, 1)
+
+
+def test_trajectories_are_states_of_the_way_with_the_timesteps_of_the_sampler(conditioning, trajectories):
+    latents, model = trajectories(), ToyModel()
+    latents.prepare(start_of(model), conditioning)
+    probes = latents.draw(model, batch_of(1), 300, conditioning, Chance(0))
+    assert Counter(probes.t.tolist()).keys() == {1, 5, 9, 13, 17} and min(Counter(probes.t.tolist()).values()) > 35
+    starts = start_noise_of(probes.z_t, probes.t)
+    assert len({tuple(start.flatten().mul(1e4).round().tolist()) for start in starts}) == 6, "each state goes back to one of six initial noises"
+    assert abs(float(starts.std()) - 1) < 0.15
+
+
+def test_a_state_keeps_the_prompt_of_its_trajectory(trajectories):
+    class LengthOfPrompt(ToyModel):
+        def draw_trajectories(self, prompts, x_T, ddim_steps, guidance_scale):
+            lengths = torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1, 1, 1)
+            return lengths.expand(-1, ddim_steps, *x_T.shape[1:]), torch.arange(ddim_steps)
+
+    conditioning = Mixture([EmptyPrompt(), ClassPrompts()])
+    conditioning.bind(WORDS)
+    latents = trajectories()
+    latents.prepare(start_of(LengthOfPrompt()), conditioning)
+    for probes in (latents.draw(ToyModel(), batch_of(1), 9, conditioning, Chance(0)), latents.population(start_of(ToyModel()), conditioning, 2)):
+        lengths = probes.choice.encode(lambda prompts: torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1))
+        assert probes.z_t.mean(dim=(1, 2, 3)).tolist() == lengths.flatten().tolist()
+
+
+def test_the_population_of_trajectories_has_a_state_in_each_stretch(conditioning, trajectories):
+    latents = trajectories(samples=40, ddim_steps=10)
+    latents.prepare(start_of(ToyModel()), conditioning)
+    t = latents.population(start_of(ToyModel()), conditioning, 5).t.view(40, 5)
+    assert (t[:, :-1] > t[:, 1:]).all() and len(set(t.flatten().tolist())) == 10
+
+
+def test_trajectories_are_drawn_once_and_kept_apart_from_prior_samples(conditioning, trajectories, prior, tmp_path):
+    model = ToyModel()
+    for _ in range(2):
+        latents = trajectories()
+        latents.prepare(start_of(model), conditioning)
+    assert model.priors == 6
+    prior(ddim_steps=5).prepare(start_of(model), conditioning)
+    assert model.priors == 12 and len(list(tmp_path.iterdir())) == 2
+    trajectories(ddim_steps=4).prepare(start_of(model), conditioning)
+    assert model.priors == 18
+
+
+def test_the_keys_of_existing_banks_hold(conditioning, prior, tmp_path):
+    """Drawn anew, banks of earlier runs would cost minutes each: the name of the file is the key's beginning."""
+    prior().prepare(start_of(ToyModel()), conditioning)
+    assert [path.name for path in tmp_path.iterdir()] == ["prior-samples-7dd26009c00f8302.pt"]
 
 
 @pytest.mark.parametrize("make", [lambda: PriorSamples(samples=0), lambda: PriorSamples(ddim_steps=1.5), lambda: NoiseLatents(samples=-1)])

@@ -197,6 +197,67 @@ def test_cache_refuses_choices_that_move_with_the_concept_while_it_moves(tmp_pat
     assert regularizer_of(model, start=start_of(model, concept_moves=False), **parts).floor < 1e-10
 
 
+def test_the_keys_of_existing_outputs_hold(conditioning, tmp_path):
+    """Keys are of facts, not of what a machine's rounding makes of samples: latents of whole numbers."""
+
+    class Whole(NoiseLatents):
+        def population(self, start, conditioning, noisings):
+            return NoisyLatents(torch.arange(64.0).view(2, 2, 4, 4), torch.tensor([3, 9]), Prompts(["one cat", "a cat"]))
+
+    prepared_cache(ToyModel(), conditioning, tmp_path, latents=Whole())
+    assert [path.name for path in tmp_path.iterdir()] == ["frozen-outputs-6fa19fdd881d3ef8.pt"]
+
+
+class TheConceptItself(Conditioning):
+    """c = τ of the concept: the most that an encoding can depend on its vectors."""
+
+    needs_concept = True
+
+    def prompts(self, n, generator):
+        return ["a photo of a cat"] * n
+
+
+def test_cache_is_made_anew_for_another_concept_where_the_encoding_depends_on_it(conditioning, tmp_path):
+    model, evaluations = ToyModel(), []
+    for depends in (False, True):
+        for concept in ("one", "another", "one"):
+            asked = TheConceptItself() if depends else conditioning
+            start = start_of(model, concept_moves=False, concept_hash=concept)
+            CachedTeacher(noisings=2, cache_dir=str(tmp_path)).prepare(start, asked, NoiseLatents(samples=3))
+            evaluations.append(model.evaluations)
+    assert evaluations[0] == evaluations[1] == evaluations[2] < evaluations[3] < evaluations[4] == evaluations[5]
+
+
+class AskedOnce(Prompts):
+    """A choice that must be settled: by whom, it remembers."""
+
+    by = None
+
+    def settled(self, encoder):
+        settled = AskedOnce(self.texts)
+        settled.by = float(encoder(["x"]).detach().sum())
+        return settled
+
+    def select(self, rows):
+        return self
+
+
+def test_choices_are_settled_by_the_frozen_encoder(conditioning, tmp_path):
+    class Asking(ClassPrompts):
+        def choose(self, prompts, generator):
+            return AskedOnce(prompts)
+
+    model, asking = ToyModel(), Asking(prompts=["a cat"])
+    asking.bind(WORDS)
+    frozen = float(model.encode(["x"]).detach().sum())
+    teachers = [prepared_copy(model, asking), CachedTeacher(noisings=1, cache_dir=str(tmp_path))]
+    cached = teachers[1].prepare(start_of(model), asking, NoiseLatents(samples=1))
+    model.take_a_step()
+    assert teachers[0].settle(model, AskedOnce(["a cat"])).by == frozen != float(model.encode(["x"]).detach().sum())
+    choice = cached.draw(model, batch_of(1), 1, asking, Chance(0)).choice
+    assert choice.by == frozen and teachers[1].settle(model, choice) is choice
+
+
 @pytest.mark.parametrize("make", [lambda: FrozenCopy(dtype="half-ish"), lambda: CachedTeacher(dtype="int8"), lambda: CachedTeacher(noisings=0)])
 def test_impossible_settings_are_refused(make):
     with pytest.raises(ValueError, match="dtype|noisings"):

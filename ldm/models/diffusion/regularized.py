@@ -6,7 +6,7 @@ The original's hooks do the original's work; `p_losses` adds the term. With weig
 `setup("fit")`: the base checkpoint is loaded by then, a resumed run's weights are not. It never enters the state dict.
 """
 import logging
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class RegularizedLatentDiffusion(LatentDiffusion):
                     f"weight_config.params.weight is {regularizer.weight.weight} but model.params.unfreeze_model is false: nothing that the term could "
                     "hold still is being tuned. Set unfreeze_model: true, or weight: 0."
                 )
+            if personalization_config is None and regularizer.conditioning.needs_concept:
+                raise ValueError(f"{regularizer.conditioning.describe()} needs a concept to be near to, and there is no personalization_config")
             regularizer.bind(words_of(personalization_config))
         super().__init__(first_stage_config, cond_stage_config, personalization_config, *args, **kwargs)
         if regularizer.on and self.model.conditioning_key not in ("crossattn", "hybrid"):
@@ -78,9 +80,11 @@ class RegularizedLatentDiffusion(LatentDiffusion):
                 "schedule": hash_tensors({"alphas_cumprod": self.alphas_cumprod}),
             }  # fmt: skip
             concept = getattr(self, "embedding_manager", None) or nn.Module()
+            grow = bool(getattr(concept, "progressive_words", False)) and concept.max_vectors_per_token > 1
             start = Start(
                 self, theta_hash, facts, self.regularizer.seed, device, self.global_rank, wait,
-                hybrid=self.model.conditioning_key == "hybrid", concept_moves=any(p.requires_grad for p in concept.parameters()),
+                hybrid=self.model.conditioning_key == "hybrid", concept_moves=grow or any(p.requires_grad for p in concept.parameters()),
+                concept_hash=hash_tensors(dict(concept.named_parameters())), words_grow=grow,
             )  # fmt: skip
             self.regularizer.prepare(start)
 
@@ -140,7 +144,7 @@ class RegularizedLatentDiffusion(LatentDiffusion):
 
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Lightning's; but that repeats a step's value until the next one comes, so the term's go to the loggers in their own steps only."""
-        term = {key: value for key, value in dictionary.items() if key in ("train/loss_locality", "train/locality_weight")}
+        term = {key: value for key, value in dictionary.items() if key in ("train/loss_locality", "train/locality_weight", "train/drift")}
         super().log_dict({key: value for key, value in dictionary.items() if key not in term}, *args, **kwargs)
         if term:
             super().log_dict(term, *args, **{**kwargs, "prog_bar": False, "on_step": False, "on_epoch": True})
@@ -179,12 +183,23 @@ class RegularizedLatentDiffusion(LatentDiffusion):
 
     def draw_prior(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tensor:
         """z_0 (B, C, h, w) by DDIM (eta 0) from x_T (B, C, h, w)."""
-        unconditional = self.encode_prompts([""] * len(prompts)) if guidance_scale != 1.0 else None
-        z_0, _ = PriorSampler(self).sample(
-            ddim_steps, len(prompts), tuple(x_T.shape[1:]), conditioning=self.encode_prompts(prompts), eta=0.0, verbose=False, x_T=x_T.to(self.device),
-            unconditional_guidance_scale=guidance_scale, unconditional_conditioning=unconditional,
-        )  # fmt: skip
+        z_0, _, _ = self._sample(prompts, x_T, ddim_steps, guidance_scale)
         return z_0
+
+    def draw_trajectories(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tuple[Tensor, Tensor]:
+        """The states (B, S, C, h, w) that DDIM hands to the network, x_T the first, and their timesteps (S,), falling."""
+        _, sampler, passed = self._sample(prompts, x_T, ddim_steps, guidance_scale, log_every_t=1)
+        t = torch.as_tensor(sampler.ddim_timesteps).flip(0)
+        return torch.stack(passed["x_inter"][:-1], dim=1), t.to(x_T.device)
+
+    def _sample(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float, **options: Any) -> Tuple[Tensor, DDIMSampler, Any]:
+        unconditional = self.encode_prompts([""] * len(prompts)) if guidance_scale != 1.0 else None
+        sampler = PriorSampler(self)
+        z_0, passed = sampler.sample(
+            ddim_steps, len(prompts), tuple(x_T.shape[1:]), conditioning=self.encode_prompts(prompts), eta=0.0, verbose=False, x_T=x_T.to(self.device),
+            unconditional_guidance_scale=guidance_scale, unconditional_conditioning=unconditional, **options,
+        )  # fmt: skip
+        return z_0, sampler, passed
 
     def tuned_modules(self) -> Dict[str, nn.Module]:
         """The network; and the text encoder, where that is or will be tuned."""
