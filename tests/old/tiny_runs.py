@@ -1,4 +1,5 @@
 """Real models, base checkpoint, pictures and Trainer, small enough for a test: what its namesake is elsewhere, by Lightning 1.5's calls."""
+import collections
 import copy
 
 import pytorch_lightning as pl
@@ -119,13 +120,20 @@ class Log(LightningLoggerBase):
         return [metrics[key] for metrics in self.epochs if key in metrics]
 
 
-TRAINERS = []  # kept: a model knows its trainer by a weak reference, and this torch looks through all its attributes
+# The last few are kept: a model knows its trainer by a weak reference, and this torch looks through all its attributes.
+TRAINERS = collections.deque(maxlen=4)
 
 
 def fit(model, folder, *, steps, pictures=4, batch_size=2, resume=None, validate=False, save=False, **settings):
-    """Train in order of the pictures; with `save`, leave `last.ckpt` in `folder`."""
+    """Train in order of the pictures; with `save`, leave `last.ckpt` in `folder`, as main.py does: while it trains.
+
+    (What this Lightning saves when training is over counts one step too many.)
+    """
     pl.seed_everything(11)
     log = Log()
+    if save:
+        checkpoints = pl.callbacks.ModelCheckpoint(dirpath=str(folder), save_last=True, every_n_train_steps=steps)
+        settings = {"enable_checkpointing": True, "callbacks": [checkpoints], **settings}
     trainer = pl.Trainer(
         **{"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", "devices": 1, "logger": log, "log_every_n_steps": 1, "enable_checkpointing": False,
            "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0, "default_root_dir": str(folder), **settings}
@@ -133,8 +141,6 @@ def fit(model, folder, *, steps, pictures=4, batch_size=2, resume=None, validate
     TRAINERS.append(trainer)
     validation = [DataLoader(Pictures(2), batch_size=2)] if validate else []
     trainer.fit(model, DataLoader(Pictures(pictures), batch_size=batch_size), *validation, ckpt_path=resume)
-    if save:
-        trainer.save_checkpoint(folder / "last.ckpt")
     return log
 
 

@@ -26,16 +26,31 @@ OLD, NEW = "torch-1.10_lightning-1.5.9", "torch-2_lightning-2"
 THIS, OTHER = (NEW, OLD) if int(pl.__version__.split(".")[0]) >= 2 else (OLD, NEW)
 ENTRIES = 32  # of each gradient tensor, evenly spaced; beside them its norm
 CAPTIONS = ["a photo of a *", "a rendering of the cool *"]
-EMPTY = {"target": "ldm.regularization.conditioning.EmptyPrompt"}
-CATS = {"target": "ldm.regularization.conditioning.ClassPrompts", "params": {"class_word": "cat"}}
+ISLAND = "ldm.regularization"
+EMPTY = {"target": f"{ISLAND}.conditioning.EmptyPrompt"}
+CATS = {"target": f"{ISLAND}.conditioning.ClassPrompts", "params": {"class_word": "cat"}}
+OTHERS = {"prompts": ["a photo of a house", "two dogs", "a painting"]}
+COPY = {"teacher": "FrozenCopy"}
 CASES = {
     "class prompts, prior samples, cached": {},
-    "class prompts, training latents, copy": {"latents": "TrainingLatents", "teacher": "FrozenCopy"},
+    "class prompts, training latents, copy": {"latents": "TrainingLatents", **COPY},
     "empty prompt, noise at any t, cached": {"conditioning": "EmptyPrompt", "latents": ("NoiseLatents", {"any_t": True})},
     "mixture, guided prior samples, copy": {
         "conditioning": ("Mixture", {"parts": [EMPTY, CATS], "weights": [1, 3]}),
-        "latents": ("PriorSamples", {"guidance_scale": 3.0}), "teacher": "FrozenCopy", "batch_size": 3,
+        "latents": ("PriorSamples", {"guidance_scale": 3.0}),
+        "batch_size": 3,
+        **COPY,
     },
+    "trajectories, cached, Huber by min-SNR": {
+        "latents": ("Trajectories", {"samples": 4, "ddim_steps": 4}),
+        "loss": ("NoiseHuber", {"t_weights_config": {"target": f"{ISLAND}.losses.MinSNRWeights"}}),
+    },
+    "relative, by the bound's weights": {"loss": ("RelativeMSE", {"t_weights_config": {"target": f"{ISLAND}.losses.VLBWeights"}})},
+    "between tokens": {"conditioning": ("EmbeddingInterpolation", {"alpha": [0.2, 0.8]}), "latents": "TrainingLatents", **COPY},
+    "between encodings": {"conditioning": ("EncodingInterpolation", {"kind": "slerp"}), **COPY},
+    "sphere": {"conditioning": ("Hypersphere", OTHERS), "latents": "NoiseLatents", **COPY},
+    "sphere, isotropic": {"conditioning": ("Hypersphere", {"directions": "isotropic", "per_token": True}), "latents": "TrainingLatents", **COPY},
+    "morphing": {"conditioning": ("PTIMorphing", OTHERS), "latents": "TrainingLatents", **COPY},
 }
 
 
@@ -63,7 +78,13 @@ def write_base(path: Path) -> str:
 
 def answer(case: str, base: str, cache_dir: Path) -> Dict[str, np.ndarray]:
     """R, its gradient after θ has moved a step from θ₀, and what led there."""
-    config = term_config(cache_dir, **{"weight": 1.0, **CASES[case]})
+    parts = {"weight": 1.0, **CASES[case]}
+    loss, loss_params = parts.pop("loss", ("NoiseMSE", {}))
+    config = term_config(cache_dir, **parts)
+    config["params"]["loss_config"] = {"target": f"{ISLAND}.losses.{loss}", "params": loss_params}
+    for part in ("latents_config", "teacher_config"):
+        if config["params"][part]["target"].endswith(("PriorSamples", "Trajectories", "CachedTeacher")):
+            config["params"][part]["params"]["cache_dir"] = str(cache_dir)
     params = {**copy.deepcopy(PARAMS), "l_simple_weight": 0.0}  # what is differentiated is the term alone
     model = RegularizedLatentDiffusion(**params, ckpt_path=base, regularization_config=config)
     model.setup("fit")
@@ -74,8 +95,8 @@ def answer(case: str, base: str, cache_dir: Path) -> Dict[str, np.ndarray]:
             parameter.add_(0.02 * numbers("step " + name, parameter.shape))
         model.embedding_manager.string_to_param_dict["*"].add_(numbers("word", (1, 32)))
     torch.manual_seed(11)
-    loss, logs = model(numbers("x_start", (2, 4, 8, 8)), CAPTIONS, noise=numbers("noise", (2, 4, 8, 8)))
-    loss.backward()
+    total, logs = model(numbers("x_start", (2, 4, 8, 8)), CAPTIONS, noise=numbers("noise", (2, 4, 8, 8)))
+    total.backward()
     gradients = [(name, p.grad) for name, p in tuned if p.grad is not None]
     return {
         "R": np.float64(logs["train/loss_locality"]),

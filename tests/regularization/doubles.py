@@ -57,7 +57,7 @@ class ToyModel(nn.Module):
         self.priors = 0
 
     def q_sample(self, x_start, t, noise):
-        abar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        abar = self.alphas_cumprod[t.long()].view(-1, 1, 1, 1)
         return abar.sqrt() * x_start + (1 - abar).sqrt() * noise
 
     def encode(self, prompts, edit_tokens=None):

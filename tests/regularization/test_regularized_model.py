@@ -185,7 +185,7 @@ def test_tokens_can_be_edited_after_the_concept_is_in_and_before_the_transformer
     (vector,) = model.embedding_manager.embedding_parameters()
     assert any(torch.equal(token, vector[0]) for token in seen[0][0]), "the concept's vector stands in the first prompt"
     ends = model.encode_prompts(["a photo of a *", "a photo of a cat"])
-    assert torch.equal(c[0], c[1]) and not torch.allclose(c[0], ends.mean(dim=0), atol=1e-3), "midpoint of tokens, not of encodings"
+    assert torch.allclose(c[0], c[1], atol=1e-5) and not torch.allclose(c[0], ends.mean(dim=0), atol=1e-3), "midpoint of tokens, not of encodings"
 
 
 def test_progressive_words_count_as_in_an_unregularised_run(base, tmp_path):

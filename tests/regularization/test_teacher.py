@@ -264,6 +264,32 @@ def test_impossible_settings_are_refused(make):
         make()
 
 
+def test_a_network_held_on_the_bank_is_held_as_well_at_points_it_has_never_met(conditioning, tmp_path):
+    """Tuned hard on one picture, with the term on cached probes: R there and R on new samples, noises and timesteps agree within their error."""
+    model = ToyModel()
+    latents = PriorSamples(samples=16, ddim_steps=2, cache_dir=str(tmp_path))
+    regularizer = regularizer_of(model, latents=latents, teacher=CachedTeacher(noisings=8, cache_dir=str(tmp_path)), batch_size=16)
+    reference, picture = copy.deepcopy(model), batch_of(4)
+    concept = NoisyLatents(picture.z_t, picture.t, Prompts(["one *"] * 4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(150):
+        optimizer.zero_grad()
+        (5 * (model.denoise(concept) - 1).pow(2).mean() + regularizer(model, picture, step).loss).backward()
+        optimizer.step()
+
+    def error_at(probes):
+        with torch.no_grad():
+            return (model.denoise(probes) - reference.denoise(probes)).pow(2).flatten(1).mean(1)
+
+    fresh_source = PriorSamples(samples=64, ddim_steps=2, cache_dir=str(tmp_path))
+    fresh_source.prepare(start_of(reference, seed=99), conditioning)
+    bank = error_at(regularizer._source._entries)
+    fresh = error_at(fresh_source.draw(model, picture, 512, conditioning, Chance(7)))
+    se = (bank.var() / 16 + fresh.var() / 64).sqrt()  # the independent unit is the sample
+    assert bank.mean() > 1e-4, "the picture has moved the network"
+    assert abs(bank.mean() - fresh.mean()) < 3 * se
+
+
 def test_cache_works_on_prior_samples_too(conditioning, tmp_path):
     model = ToyModel()
     latents = PriorSamples(samples=4, ddim_steps=2, cache_dir=str(tmp_path))

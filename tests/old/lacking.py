@@ -1,0 +1,35 @@
+"""conftest.py of the tree that `make test-old` lays out: what the old stack lacks, and the tests that ask for it."""
+import torch
+
+# Beginnings of the names of tests, with what the published repository has not.
+NOT_THERE = {
+    "test_a_misspelt_parameter_is_named_with_the_nearest": "its instantiate_from_config leaves that to Python's own TypeError",
+    "test_the_plain_class_refuses_a_regularization_config": "its LatentDiffusion is not ours to change",
+    "test_a_model_without_a_way_for_text_is_refused": "it builds no model without personalisation",
+    "test_a_condition_that_is_no_text_is_refused_when_training_begins": "the same",
+    "test_a_hybrid_network_reuses_the_batchs_other_condition": "the same",
+    "test_progressive_words_count_as_in_an_unregularised_run": "several vectors a word cannot be trained there; test_patched.py has what remains of it",
+    "test_captions_are_seen_where_the_encoder_is_trained_and_where_it_is_not": "no train_embeddings; test_patched.py has it without",
+    "test_a_text_encoder_that_is_not_tuned_is_not_copied": "no train_embeddings: unfrozen, its optimiser always has the encoder",
+    "test_with_a_fixed_word_outputs_are_stored_and_found_again": "no train_embeddings",
+    "test_with_a_word_that_moves_storing_is_refused_and_what_fits_is_named[growing": "no train_embeddings",
+    "test_the_student_is_the_averaged_network_inside_ema_scope": "its averages begin before the checkpoint is read",
+}
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = [item for item in items if item.name.startswith(tuple(NOT_THERE))]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+load_as_it_is = torch.load
+
+
+def load(f, *args, **kwargs):
+    """Tests say weights_only=True, which this torch does not know; the code itself must do without."""
+    kwargs.pop("weights_only", None)
+    return load_as_it_is(f, *args, **kwargs)
+
+
+torch.load = load
