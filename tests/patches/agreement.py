@@ -8,11 +8,12 @@ t, the term, the gradient.
     python -m tests.patches.agreement    # writes this stack's answer
 """
 import copy
+import functools
 import sys
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Dict
+from typing import Dict, Tuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -58,9 +59,10 @@ def path_of(stack: str) -> Path:
     return Path(__file__).parent / "data" / f"term_by_{stack}.npz"
 
 
-def numbers(name: str, shape) -> torch.Tensor:
-    """Standard normal, fixed by the name."""
-    return torch.from_numpy(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)).astype(np.float32))
+@functools.lru_cache(maxsize=None)
+def numbers(name: str, shape: Tuple[int, ...]) -> torch.Tensor:
+    """Standard normal, fixed by the name. All callers share them: not to be changed."""
+    return torch.from_numpy(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32))
 
 
 @torch.no_grad()
@@ -69,9 +71,9 @@ def write_base(path: Path) -> str:
     model = LatentDiffusion(**copy.deepcopy(PARAMS))
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            parameter.copy_(numbers(name, parameter.shape) / parameter[0].numel() ** 0.5)
+            parameter.copy_(numbers(name, tuple(parameter.shape)) / parameter[0].numel() ** 0.5)
         else:
-            parameter.copy_(float(name.endswith("weight")) + 0.1 * numbers(name, parameter.shape))  # norms scale by about 1
+            parameter.copy_(float(name.endswith("weight")) + 0.1 * numbers(name, tuple(parameter.shape)))  # norms scale by about 1
     torch.save({"state_dict": {key: value for key, value in model.state_dict().items() if not key.startswith("embedding_manager")}}, path)
     return str(path)
 
@@ -92,7 +94,7 @@ def answer(case: str, base: str, cache_dir: Path) -> Dict[str, np.ndarray]:
     tuned = [(name, p) for name, p in model.named_parameters() if name.startswith(("model.", "cond_stage_model."))]
     with torch.no_grad():
         for name, parameter in tuned:
-            parameter.add_(0.02 * numbers("step " + name, parameter.shape))
+            parameter.add_(0.02 * numbers("step " + name, tuple(parameter.shape)))
         model.embedding_manager.string_to_param_dict["*"].add_(numbers("word", (1, 32)))
     torch.manual_seed(11)
     total, logs = model(numbers("x_start", (2, 4, 8, 8)), CAPTIONS, noise=numbers("noise", (2, 4, 8, 8)))

@@ -4,7 +4,8 @@ import pytest
 
 from tests.patches.agreement import CASES, OTHER, THIS, answers, path_of
 
-PRECISION = 1.0e-6
+PRECISION = 1.0e-6  # of the term and of every gradient entry
+ROUNDING = 5.0e-6  # of the largest entry: what single precision makes of as many operations in another order
 FIELDS = ["R", "loss_simple", "theta_hash", "names", "gradient", "norms"]
 
 
@@ -26,5 +27,5 @@ def test_term_and_gradient_are_those_that_were_recorded(computed, case, stack):
     assert mine["names"].tolist() == theirs["names"].tolist() and len(mine["names"]) > 50
     assert mine["R"] > 1e-4, "the student has moved"
     for field in ("R", "loss_simple", "gradient", "norms"):
-        scale = np.abs(theirs[field]).max()
-        np.testing.assert_allclose(mine[field] / scale, theirs[field] / scale, rtol=0.0, atol=PRECISION, err_msg=field)
+        allowed = min(PRECISION, ROUNDING * np.abs(theirs[field]).max())
+        np.testing.assert_allclose(mine[field], theirs[field], rtol=0.0, atol=allowed, err_msg=field)
