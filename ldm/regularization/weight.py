@@ -89,7 +89,8 @@ class DriftBudget(ConstantWeight):
     budget by itself ends at `min_weight`, which holds nothing.
 
     budget: mean ‖Δε‖² over (C, h, w). weight: λ before the first measurement. measure_every: optimiser steps between measurements, rounded
-    up to steps that compute R. smoothing: share of the past in the smoothed drift. meter: what measures. every, warmup_steps: as for a constant.
+    up to steps that compute R: a step costs meter.points / measure_every forward passes of one sample, and few points make a restless λ.
+    smoothing: share of the past in the smoothed drift. meter: what measures. every, warmup_steps: as for a constant.
     """
 
     def __init__(
