@@ -14,7 +14,7 @@ class Recorder(pl.LightningModule):
         self.seen = []
 
     def setup(self, stage=None):
-        self.seen.append(f"setup({stage}), weight {self.layer.weight.item():.0f}")
+        self.seen.append(f"setup, fit: {stage == 'fit'}, weight {self.layer.weight.item():.0f}")
 
     def on_load_checkpoint(self, checkpoint):
         self.seen.append("on_load_checkpoint")
@@ -48,6 +48,6 @@ def test_setup_meets_the_base_before_anything_is_restored_or_moved(tmp_path):
     resumed = with_weight(3.0)
     fit(resumed, tmp_path, steps=2, resume=str(tmp_path / "last.ckpt"))
     first_move = resumed.seen.index("moved")
-    assert resumed.seen[0] == "setup(fit), weight 3"
+    assert resumed.seen[0] == "setup, fit: True, weight 3"
     assert resumed.seen.index("on_load_checkpoint") < resumed.seen.index("weights restored") < resumed.seen.index("on_fit_start, weight 7")
     assert resumed.seen.index("weights restored") < first_move < resumed.seen.index("on_fit_start, weight 7")
