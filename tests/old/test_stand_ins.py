@@ -9,7 +9,7 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.modules.encoders.modules import FrozenCLIPEmbedder
 from ldm.util import instantiate_from_config
-from tests.old.recorded import Case, close, gradient_close
+from tests.old.recorded import Case, close, folder_with, gradient_close
 
 SETTINGS = ["l2", "l1", "elbo", "reg", "x0", "logvar", "train"]
 WEIGHT = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
@@ -153,6 +153,8 @@ def test_three_vectors_and_what_they_write_into(tmp_path):
     close(manager.get_embedding_norms_squared(), case["out/norms_sq"])
     close(manager.embedding_to_coarse_loss(), case["out/coarse_loss"])
     assert manager.progressive_counter == case.notes["progressive_counter_after"]
+    manager.load(str(folder_with("em_3vec_embeddings.pt") / "em_3vec_embeddings.pt"))
+    close(manager.string_to_param_dict["*"], case["param/*"])
 
 
 def test_several_vectors_cannot_be_trained_with_the_encoder_there(weights, tmp_path):

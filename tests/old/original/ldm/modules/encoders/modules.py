@@ -117,11 +117,6 @@ class FrozenCLIPEmbedder(nn.Module):
         self.device = device
         self.max_length = max_length
 
-    def freeze(self):
-        self.transformer.eval()
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-
     def forward(self, text, **kwargs):
         found = self.tokenizer(text, truncation=True, max_length=self.max_length, return_length=True, return_overflowing_tokens=False,
                                padding="max_length", return_tensors="pt")  # fmt: skip
