@@ -80,4 +80,3 @@ def random_caption(scene: Scene, chance: random.Random, templates: Sequence[str]
     if kind < 0.5 and templates:
         return chance.choice(templates).format(phrase)
     return article(phrase)
-

@@ -230,7 +230,19 @@ class EncodingInterpolation(EmbeddingInterpolation):
         return BetweenEncodings(prompts, self._alphas(len(prompts), generator), self._alignment, spherical=self.kind == "slerp")
 
 
-class Hypersphere(NearConceptPrompts):
+class ListedPrompts(NearConceptPrompts):
+    """Beside the concept and its class a list of prompts, or the path of a text file of them; class prompts unless given."""
+
+    def __init__(self, class_word: Optional[str], prompts: Union[str, Sequence[str], None], templates: Optional[Sequence[str]]):
+        super().__init__(class_word, templates)
+        self._list = ClassPrompts(class_word, prompts, templates if prompts is None else None)
+
+    def bind(self, words: Words) -> None:
+        super().bind(words)
+        self._list.bind(words)
+
+
+class Hypersphere(ListedPrompts):
     """Points c* + r·u after the text encoder, ‖u‖ = 1: at a distance from the concept at which its class begins.
 
     directions: `towards` the encodings of a list of prompts, on the side of the sphere that faces them; `span`: the whole sphere in the span
@@ -244,16 +256,11 @@ class Hypersphere(NearConceptPrompts):
         self, directions: str = "towards", prompts: Union[str, Sequence[str], None] = None, factor: float = 0.5, centre: str = "concept",
         per_token: bool = False, class_word: Optional[str] = None, templates: Optional[Sequence[str]] = None,
     ):  # fmt: skip
-        super().__init__(class_word, templates)
+        super().__init__(class_word, prompts, templates)
         self.directions = one_of(self.KINDS, directions, f"{self._name}: directions")
         self.centre = one_of(("concept", "midpoint"), centre, f"{self._name}: centre")
         self.factor = positive(factor, f"{self._name}: factor")
         self.per_token = bool(per_token)
-        self._list = ClassPrompts(class_word, prompts, templates if prompts is None else None)
-
-    def bind(self, words: Words) -> None:
-        super().bind(words)
-        self._list.bind(words)
 
     def choose(self, prompts: Sequence[str], generator: torch.Generator) -> Choice:
         targets = self._list.known_prompts()
@@ -266,7 +273,7 @@ class Hypersphere(NearConceptPrompts):
         return self.KINDS[self.directions](prompts, drawn, self._alignment, targets, self.factor, self.centre == "midpoint", self.per_token)
 
 
-class PTIMorphing(NearConceptPrompts):
+class PTIMorphing(ListedPrompts):
     """A fixed distance from the concept towards a random prompt, after the text encoder: pivotal tuning's own formula.
 
     prompts: from which it is drawn, a list or the path of a text file; class prompts unless given. alpha: the distance, in the units of c;
@@ -277,16 +284,11 @@ class PTIMorphing(NearConceptPrompts):
         self, alpha: Optional[float] = None, fraction: Optional[float] = None, prompts: Union[str, Sequence[str], None] = None,
         class_word: Optional[str] = None, templates: Optional[Sequence[str]] = None,
     ):  # fmt: skip
-        super().__init__(class_word, templates)
+        super().__init__(class_word, prompts, templates)
         if alpha is not None and fraction is not None:
             raise ValueError(f"{self._name}: alpha is {alpha} and fraction is {fraction}; only one of them can be the distance")
         self.alpha = None if alpha is None else positive(alpha, f"{self._name}: alpha")
         self.fraction = None if alpha is not None else positive(0.5 if fraction is None else fraction, f"{self._name}: fraction")
-        self._list = ClassPrompts(class_word, prompts, templates if prompts is None else None)
-
-    def bind(self, words: Words) -> None:
-        super().bind(words)
-        self._list.bind(words)
 
     def choose(self, prompts: Sequence[str], generator: torch.Generator) -> Choice:
         targets = self._list.known_prompts()
