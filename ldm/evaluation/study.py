@@ -128,7 +128,9 @@ class _Bench:
     def _kept_points(self, name: str, seed: int) -> DriftPoints:
         plan = Plan((), (), (), self.sampling, self.study.counts)
         prompts = self.prompts[name]
-        key = hashlib.sha256("\n".join([*prompts, *self.settings().values(), str(seed)]).encode()).hexdigest()[:16]
+        # they are the frozen model's own: how runs are tuned does not matter, so a changed config finds them again
+        decisive = (file_hash(self.study.base), self.sampling.steps, self.study.counts.drift_draws, seed)
+        key = hashlib.sha256("\n".join([*prompts, *map(str, decisive)]).encode()).hexdigest()[:16]
         path = self.study.runs / f"draws-{name}-{key}.safetensors"
         if path.is_file():
             z_0 = load_file(path)["z_0"]
