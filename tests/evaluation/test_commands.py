@@ -178,6 +178,11 @@ def test_the_study_writes_rows_of_the_schema_and_goes_on_where_it_stopped(comman
     code, said = command("study_characters", *words, "--seeds", "0", "1", "--scale", "2")
     assert code == 1 and "sampling differ" in said
 
+    # draws are without guidance, of the frozen model alone: rows that are measured otherwise rest on the same ones
+    code, said = command("study_characters", *words, "--seeds", "0", "--scale", "2", "--fresh")
+    assert code == 0, said
+    assert len(list((tmp_path / "study").glob("draws-*.safetensors"))) == 2
+
 
 def test_a_training_run_that_fails_ends_the_study_with_its_words(command, pair, classifiers, toy_size, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning.subprocess, "run", lambda words, check: subprocess.CompletedProcess(words, 3))
