@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clip.simple_tokenizer import SimpleTokenizer
 from omegaconf import OmegaConf
 
 import ldm.checkpoints.loading
@@ -184,6 +185,19 @@ def test_more_vectors_than_the_encoder_has_places_are_refused_before_the_run(tra
 def test_init_word_of_several_tokens_is_refused_with_its_pieces(train, not_built, pictures):
     """A05."""
     refused(train(tiny.config(pictures), "--init_word", "opossum"), "'opossum' is 2 tokens of the text encoder ('o', 'possum')", "init_word_mean=true")
+
+
+def test_init_word_of_several_tokens_starts_from_their_mean_where_that_is_asked_for(train, pictures):
+    personalization = "model.params.personalization_config.params"
+    words = ["--init_word", "opossum", f"{personalization}.init_word_mean=true", "--max_steps", "1", "model.base_learning_rate=0", "model.params.model_lr=0"]
+    ran = train(tiny.config(pictures), *words)
+    assert ran.code == 0, ran.out
+    assert OmegaConf.select(OmegaConf.load(next((ran.folder / "configs").glob("*-project.yaml"))), f"{personalization}.init_word_mean") is True
+    embeddings = "cond_stage_model.transformer.text_model.embeddings"
+    tokens, places = (ran.last["state_dict"][f"{embeddings}.{kind}_embedding.weight"] for kind in ("token", "position"))
+    mean = tokens[SimpleTokenizer().encode("opossum")].mean(dim=0, keepdim=True)
+    _, vectors = read_embeddings(ran.folder / "checkpoints" / "embeddings.pt")
+    torch.testing.assert_close(vectors["*"], mean + places[0])  # a start vector has its place added, as in the original
 
 
 def test_placeholder_of_several_tokens_is_refused(train, not_built, pictures):
