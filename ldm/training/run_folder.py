@@ -46,16 +46,19 @@ class RunFolder:
 
 def time_of_start(now: datetime.datetime | None) -> str:
     """When the run began; processes that it started itself are told by it, so that all name the same folder."""
-    if int(os.environ.get("LOCAL_RANK", 0)) and STARTED in os.environ:
+    if _is_told():
         return os.environ[STARTED]
     os.environ[STARTED] = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
     return os.environ[STARTED]
 
 
+def _is_told() -> bool:
+    return bool(int(os.environ.get("LOCAL_RANK", 0))) and STARTED in os.environ
+
+
 def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | bool, postfix: str, datadir_in_name: bool,
             now: datetime.datetime | None = None) -> RunFolder:
     """A folder named after data, time and run. Without a name the first config file gives it."""
-    time = time_of_start(now)
     if name and name is not True:
         suffix = f"_{name}"
     elif base and name is not True:
@@ -63,7 +66,10 @@ def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | 
     else:
         suffix = ""
     data = os.path.basename(os.path.normpath(data_root)) if data_root and datadir_in_name else ""
-    return RunFolder(Path(logdir) / f"{data}{time}{suffix}{postfix}", data + time)
+    now = now or datetime.datetime.now()
+    while (path := Path(logdir) / f"{data}{time_of_start(now)}{suffix}{postfix}").exists() and not _is_told():
+        now += datetime.timedelta(seconds=1)  # another run of that name started in the same second: it keeps its folder
+    return RunFolder(path, data + time_of_start(now))
 
 
 def resumed_run(resume: str, now: datetime.datetime | None = None) -> RunFolder:

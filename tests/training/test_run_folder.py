@@ -71,3 +71,15 @@ def test_create_where_a_file_stands_is_an_error_of_the_users(tmp_path):
     (tmp_path / "logs").touch()
     with pytest.raises(ValueError, match="--logdir"):
         new_run(str(tmp_path / "logs"), data_root=None, base=[], name="x", postfix="", datadir_in_name=True).create()
+
+
+def test_two_runs_of_one_name_in_one_second_have_a_folder_each(tmp_path, monkeypatch):
+    options = {"data_root": None, "base": [], "name": "x", "postfix": "", "datadir_in_name": True, "now": NOW}
+    first = new_run(str(tmp_path), **options)
+    first.create()
+    second = new_run(str(tmp_path), **options)
+    assert second.path != first.path and second.path.name.startswith(second.stamp)
+    # a process that the second one started is told its folder, which is there by then
+    second.create()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert new_run(str(tmp_path), **options).path == second.path
