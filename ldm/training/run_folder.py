@@ -34,26 +34,31 @@ class RunFolder:
         return self.path.name
 
     def create(self) -> None:
-        """Makes the folders. Raises ValueError where they cannot be written."""
+        """Makes the folders. Raises ValueError where they cannot be written, or where another run has taken this one's since it was named."""
         try:
-            for folder in (self.path, self.checkpoints, self.configs):
+            self.path.mkdir(parents=True, exist_ok=self.resume_from is not None or not _is_first())
+            for folder in (self.checkpoints, self.configs):
                 folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.checkpoints, os.W_OK):
                 raise PermissionError(13, "Permission denied", str(self.checkpoints))
+        except FileExistsError as error:
+            if not self.path.is_dir():
+                raise ValueError(f"the run folder {self.path} cannot be made: {error.filename} is a file. Choose another one with --logdir.") from error
+            raise ValueError(f"the run folder {self.path} was taken by another run of this name a moment ago. Start this one again.") from error
         except OSError as error:
             raise ValueError(f"the run folder {self.path} cannot be written: {error.strerror} ({error.filename}). Choose another one with --logdir.") from error
 
 
 def time_of_start(now: datetime.datetime | None) -> str:
     """When the run began; processes that it started itself are told by it, so that all name the same folder."""
-    if _is_told():
+    if not _is_first() and STARTED in os.environ:
         return os.environ[STARTED]
     os.environ[STARTED] = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
     return os.environ[STARTED]
 
 
-def _is_told() -> bool:
-    return bool(int(os.environ.get("LOCAL_RANK", 0))) and STARTED in os.environ
+def _is_first() -> bool:
+    return not int(os.environ.get("LOCAL_RANK", 0))
 
 
 def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | bool, postfix: str, datadir_in_name: bool,
@@ -67,7 +72,7 @@ def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | 
         suffix = ""
     data = os.path.basename(os.path.normpath(data_root)) if data_root and datadir_in_name else ""
     now = now or datetime.datetime.now()
-    while (path := Path(logdir) / f"{data}{time_of_start(now)}{suffix}{postfix}").exists() and not _is_told():
+    while (path := Path(logdir) / f"{data}{time_of_start(now)}{suffix}{postfix}").exists() and _is_first():
         now += datetime.timedelta(seconds=1)  # another run of that name started in the same second: it keeps its folder
     return RunFolder(path, data + time_of_start(now))
 

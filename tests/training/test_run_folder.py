@@ -82,4 +82,14 @@ def test_two_runs_of_one_name_in_one_second_have_a_folder_each(tmp_path, monkeyp
     # a process that the second one started is told its folder, which is there by then
     second.create()
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert new_run(str(tmp_path), **options).path == second.path
+    told = new_run(str(tmp_path), **options)
+    assert told.path == second.path
+    told.create()
+
+
+def test_a_folder_taken_between_naming_and_making_is_left_alone(tmp_path):
+    options = {"data_root": None, "base": [], "name": "x", "postfix": "", "datadir_in_name": True, "now": NOW}
+    first, second = new_run(str(tmp_path), **options), new_run(str(tmp_path), **options)
+    first.create()
+    with pytest.raises(ValueError, match="another run.*Start this one again"):
+        second.create()
