@@ -53,18 +53,23 @@ def prior_draws(
 def predicted_noise(model: LatentDiffusion, draws: Draws, *, batch_size: int = 64) -> Tensor:
     """ε_θ(z_t, t, τ_θ(prompt)) at each draw, z_t = √ᾱ_t·z_0 + √(1−ᾱ_t)·noise; (N, C, h, w) fp32 on the CPU.
 
-    The model's own text encoder encodes the prompts. For a model that predicts x_0, ε = (z_t − √ᾱ_t·x_0) / √(1−ᾱ_t).
+    The model's own text encoder encodes the prompts.
     """
     predictions = []
     for rows in torch.arange(len(draws.t)).split(batch_size):
         z_0, noise, t = (part[rows].to(model.device) for part in (draws.z_0, draws.noise, draws.t))
         z_t = model.q_sample(x_start=z_0, t=t, noise=noise)
         output = model.apply_model(z_t, t, encode_prompts(model, [draws.prompts[row] for row in rows.tolist()]))
-        if model.parameterization == "x0":
-            alpha = model.alphas_cumprod[t].view(-1, 1, 1, 1)
-            output = (z_t - alpha.sqrt() * output) / (1 - alpha).sqrt()
-        predictions.append(output.float().cpu())
+        predictions.append(noise_of(model, output, z_t, t).float().cpu())
     return torch.cat(predictions)
+
+
+def noise_of(model: LatentDiffusion, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """ε from the network's output at z_t (B, C, h, w), t (B,): the output itself, or for a model that predicts x_0 (z_t − √ᾱ_t·x_0) / √(1−ᾱ_t)."""
+    if model.parameterization != "x0":
+        return output
+    alpha = model.alphas_cumprod[t].view(-1, 1, 1, 1)
+    return (z_t - alpha.sqrt() * output) / (1 - alpha).sqrt()
 
 
 def mean_squared_difference(one: Tensor, other: Tensor) -> float:

@@ -14,10 +14,11 @@ diffusion model's noisy latents and conditions. The parts, each chosen by `targe
 | `losses` | how far apart? | NoiseMSE, NoiseHuber, RelativeMSE; over t: UniformWeights, VLBWeights, MinSNRWeights |
 | `weight` | how much, and when? | ConstantWeight, DriftBudget (with a `drift_meter`) |
 
-`regularizer` joins them; `types` holds the words they share, `choices` and `neighbourhood` what chance may decide (`geometry` and
-`alignment` help them), `wording` what is done to texts, `chance` the source of randomness, `bank` what is made once and kept on disk;
-`configuration` and `scopes` help the model that carries the term, `checks` whoever reads a yaml. Another part is one small class
-with the few methods of its base, in any module below ldm: its `target:` is enough.
+`regularizer` joins them; `drift` measures, for one prompt, how far a tuned network has gone, in nats; `types` holds the words they
+share, `choices` and `neighbourhood` what chance may decide (`geometry` and `alignment` help them), `wording` what is done to texts,
+`chance` the source of randomness, `bank` what is made once and kept on disk; `configuration` and `scopes` help the model that carries
+the term, `checks` whoever reads a yaml. Another part is one small class with the few methods of its base, in any module below ldm: its
+`target:` is enough.
 This package knows tensors and callables; `ldm.models.diffusion.regularized` ties it to LatentDiffusion.
 """
 from ldm.regularization.bank import hash_tensors
@@ -31,6 +32,7 @@ from ldm.regularization.conditioning import (
     Mixture,
     PTIMorphing,
 )
+from ldm.regularization.drift import DriftInNats, drift_in_nats
 from ldm.regularization.drift_meter import DriftMeter
 from ldm.regularization.latents import Latents, NoiseLatents, PriorSamples, TrainingLatents, Trajectories
 from ldm.regularization.losses import MinSNRWeights, NoiseHuber, NoiseMSE, RelativeMSE, UniformWeights, VLBWeights
@@ -46,6 +48,7 @@ __all__ = [
     "Conditioning",
     "ConstantWeight",
     "DriftBudget",
+    "DriftInNats",
     "DriftMeter",
     "EmbeddingInterpolation",
     "EmptyPrompt",
@@ -74,5 +77,6 @@ __all__ = [
     "UniformWeights",
     "VLBWeights",
     "Words",
+    "drift_in_nats",
     "hash_tensors",
 ]

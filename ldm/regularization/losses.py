@@ -92,13 +92,7 @@ class VLBWeights(Part):
     """
 
     def __call__(self, t: Tensor, model: Model) -> Tensor:
-        abar = model.alphas_cumprod.double()
-        before = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
-        alpha = abar / before
-        beta = 1 - alpha
-        variance = beta * (1 - before) / (1 - abar)
-        weights = beta[1:] ** 2 / (2 * variance[1:] * alpha[1:] * (1 - abar[1:]))
-        return (torch.cat([weights[:1], weights]) * eps_per_output(model)).float()[t]
+        return (vlb_weights(model.alphas_cumprod) * eps_per_output(model)).float()[t]
 
 
 class MinSNRWeights(Part):
@@ -111,6 +105,17 @@ class MinSNRWeights(Part):
         abar = model.alphas_cumprod.double()
         snr = abar / (1 - abar)
         return ((self.gamma / snr).clamp(max=1) * eps_per_output(model)).float()[t]
+
+
+def vlb_weights(alphas_cumprod: Tensor) -> Tensor:
+    """w_t of `VLBWeights` for a model that predicts ε, from ᾱ (T,): (T,), float64."""
+    abar = alphas_cumprod.double()
+    before = torch.cat([torch.ones_like(abar[:1]), abar[:-1]])
+    alpha = abar / before
+    beta = 1 - alpha
+    variance = beta * (1 - before) / (1 - abar)
+    weights = beta[1:] ** 2 / (2 * variance[1:] * alpha[1:] * (1 - abar[1:]))
+    return torch.cat([weights[:1], weights])
 
 
 def eps_per_output(model: Model) -> Tensor:

@@ -1,16 +1,19 @@
-"""A small model, and a pair of runs of the training command that started from it: made once, used by many tests."""
+"""The commands, run in this process; a small model, and a pair of runs of the training command that started from it: made once, used by many tests."""
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from ldm.data.characters import training_pictures
+from ldm.evaluation.command import run_command
 from ldm.evaluation.results_file import named_character
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.run import main as training_command
 from tests.evaluation import small_characters
+from tests.evaluation.scripts import script
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,17 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         assert training_command([str(word) for word in words]) == 0
         (runs[role],) = logs.iterdir()
     return Pair(base, pictures, runs)
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Runs a script in this process: its exit code, and what it said on both streams."""
+
+    def run(name: str, *words: object) -> tuple[int, str]:
+        module = script(name)
+        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, words)])
+        code = run_command(module.main, module.parser())
+        said = capfd.readouterr()
+        return code, said.err + "\n" + said.out
+
+    return run

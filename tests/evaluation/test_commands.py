@@ -1,11 +1,9 @@
 """The commands, from words to files: compare_runs on runs of the training command, the demo and the study at toy size, and what they say to bad input."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,32 +14,12 @@ from ldm.evaluation.attributes import AttributeClassifier
 from ldm.evaluation.command import run_command
 from ldm.training.run import main as training_command
 from tests.evaluation import small_characters
+from tests.evaluation.scripts import script
 from tests.evaluation.test_results import KEYS
 from tests.golden.case import REPOSITORY
 
 FEW = ["--steps", "2", "--samples", "3", "--drift-draws", "2", "--loss-draws", "4", "--device", "cpu"]
 PAGE = [*FEW, "--shown", "2"]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Runs a script in this process: its exit code, and what it said on both streams."""
-
-    def run(name: str, *words: object) -> tuple[int, str]:
-        module = script(name)
-        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *map(str, words)])
-        code = run_command(module.main, module.parser())
-        said = capfd.readouterr()
-        return code, said.err + "\n" + said.out
-
-    return run
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """A reconstruction loss without a network in it, for small first stages trained on a CPU.
 
-loss = mean |x - y| + gradient_weight * (mean |dx(x - y)| + mean |dy(x - y)|) + colour_weight * mean pool(x - y)^2 + kl_weight * KL per latent entry
+loss = mean |x - y| + gradient_weight * (mean |dx(x - y)| + mean |dy(x - y)|) + colour_weight * mean pool(x - y)^2
+       + latent_colour_weight * mean (z_rgb - shrunk(x))^2 + kl_weight * KL per latent entry
 
 dx, dy are the differences of neighbouring pixels: plain L1 is content with blurred outlines, its gradients are not (gradient difference loss
 with exponent 1, Mathieu et al. 2015, arXiv 1511.05440). pool averages squares of 4 × 4 pixels: what is left there is a wrong colour and no
 outline, and its square makes a pink drawn grey matter more than many small errors. Without it a code of four channels learns shapes long
-before it learns colours.
+before it learns colours. z_rgb are the first three channels of the posterior's mean, shrunk(x) is the picture at the size of the latents:
+left to itself a small code may put all colours on one line, each between two others, and a red that is a little off comes out yellow.
 """
 from __future__ import annotations
 
@@ -28,15 +30,17 @@ class L1WithGradient(nn.Module):
         sums against sums: its kl_weight w is kl_weight = w * latent entries / pixel values here.)
     gradient_weight: weight of the differences against the pixels, both in the units of pixels ([-1, 1]).
     colour_weight: weight of the squared error of colours, averaged over POOL × POOL pixels.
+    latent_colour_weight: weight of the squared distance of the first three latent channels from the colours of the pixels that each entry stands for.
     """
 
     POOL = 4
 
-    def __init__(self, kl_weight: float = 1e-4, gradient_weight: float = 1.0, colour_weight: float = 0.0):
+    def __init__(self, kl_weight: float = 1e-4, gradient_weight: float = 1.0, colour_weight: float = 0.0, latent_colour_weight: float = 0.0):
         super().__init__()
         self.kl_weight = kl_weight
         self.gradient_weight = gradient_weight
         self.colour_weight = colour_weight
+        self.latent_colour_weight = latent_colour_weight
 
     def forward(
         self,
@@ -67,5 +71,9 @@ class L1WithGradient(nn.Module):
         if self.colour_weight:
             parts["colour_loss"] = F.avg_pool2d(error, self.POOL).square().mean()
             loss = loss + self.colour_weight * parts["colour_loss"]
+        if self.latent_colour_weight:
+            shrunk = F.adaptive_avg_pool2d(inputs, posteriors.mean.shape[-2:])
+            parts["latent_colour_loss"] = F.mse_loss(posteriors.mean[:, : shrunk.shape[1]], shrunk)
+            loss = loss + self.latent_colour_weight * parts["latent_colour_loss"]
         parts["total_loss"] = loss
         return loss, {f"{split}/{name}": value.detach() for name, value in parts.items()}

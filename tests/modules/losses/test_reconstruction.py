@@ -60,3 +60,15 @@ def test_the_colour_term_is_the_squared_error_of_pooled_pictures_and_does_not_se
     assert loss.item() - plain(x, shifted, posterior(0.0), 0, 0)[0].item() == pytest.approx(2 * 0.25 / 3)
     checkerboard = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * 2.0 - 1.0
     assert coloured(x, x + checkerboard, posterior(0.0), 0, 0)[1]["train/colour_loss"].item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_latent_colour_term_is_the_squared_distance_of_three_channels_from_the_shrunk_picture():
+    """Squares of one colour, and latents that are off by 0.5 in their first channel; the fourth is free."""
+    colours = torch.rand(2, 3, 2, 2) * 2 - 1
+    x = colours.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    mean = torch.cat([colours, torch.full((2, 1, 2, 2), 7.0)], 1)
+    mean[:, 0] += 0.5
+    near = DiagonalGaussianDistribution(torch.cat([mean, torch.zeros_like(mean)], 1))
+    loss, log = L1WithGradient(kl_weight=0.0, latent_colour_weight=2.0)(x, x, near, 0, 0)
+    assert log["train/latent_colour_loss"].item() == pytest.approx(0.25 / 3, rel=1e-5)
+    assert loss.item() == pytest.approx(2 * 0.25 / 3, rel=1e-5)
