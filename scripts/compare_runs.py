@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh-pictures", type=Path, metavar="FOLDER", help="pictures of the concept that no run was tuned on, for the denoising loss")
     parser.add_argument("--character", metavar="SPLIT/NUMBER", help="the new character of the drawn world, as dev/0: then its traits are read from the samples")
     parser.add_argument("--classifiers", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE", help=f"what reads them ({DEFAULT_WEIGHTS})")
-    parser.add_argument("--trust-pickle", action="store_true", help="read checkpoints that hold more than weights: they can run code, so only your own")
+    parser.add_argument(
+        "--trust-pickle", "--trust_pickle", action="store_true", help="read checkpoints that hold more than weights: they can run code, so only your own"
+    )
     return add_measuring_flags(parser, Counts())
 
 

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--blurred-outputs", action="store_true", help="bound pictures blurred by the first step's noise, not the states before the last step")
     parser.add_argument("--seed", type=int, default=NATS_SEED, help="of the trajectories")
     parser.add_argument("--device", metavar="NAME", help="by default the machine's accelerator, else cpu")
-    parser.add_argument("--trust-pickle", action="store_true", help="read checkpoints that hold more than weights: they can run code, so only your own")
+    parser.add_argument(
+        "--trust-pickle", "--trust_pickle", action="store_true", help="read checkpoints that hold more than weights: they can run code, so only your own"
+    )
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     return parser
 

@@ -2,7 +2,7 @@
 
 python scripts/pretrain_characters.py [--logdir logs/pretrain] [--out assets/characters] [--first-stage FILE]
 
-Stages: first stage on crops round the faces → first stage on whole pictures → latents cached → UNet and text encoder → one file in fp16 → classifiers.
+Stages: first stage on crops round the faces and on whole pictures (FIRST_STAGES) → latents cached → UNet and text encoder → one file in fp16 → classifiers.
 Interrupted, it goes on where it stopped when called again; a finished stage is not repeated.
 """
 from __future__ import annotations
@@ -33,22 +33,28 @@ def colour(weight: float) -> str:
     return f"model.params.lossconfig.params.colour_weight={weight}"
 
 
+def latent_colour(weight: float) -> str:
+    return f"model.params.lossconfig.params.latent_colour_weight={weight}"
+
+
 def kl(weight: float) -> str:
     return f"model.params.lossconfig.params.kl_weight={weight}"
 
 
 # Cheap crops first: a quarter of the pixels, and the details that come last are all in the face. Shapes are learnt before colours,
-# which get a term of their own from the third stage on. Each stage starts from the one before it.
+# which get a term of their own from the third stage on, and in the last two channels of their own. Each stage starts from the one before it.
 ON_CROPS = (
     "data.params.train.params.crop=32", "data.params.validation.params.crop=32", "data.params.batch_size=8",
-    "model.params.scheduler_config.params.lr_min=0.1", kl(1e-4),
+    "model.params.scheduler_config.params.lr_min=0.1",
 )  # fmt: skip
 FIRST_STAGES = {
-    "crops": (*ON_CROPS, *steps(5105, schedule=20000), rate(1.5e-3), colour(0)),
-    "settle": (*ON_CROPS, *steps(4977, schedule=7500), rate(1e-3), colour(0), "data.params.train.params.seed=1"),
-    "colours": (*ON_CROPS, *steps(6500, schedule=6500), rate(1e-3), colour(3), "data.params.train.params.seed=2"),
-    "whole": (rate(5e-4), kl(2e-3), "data.params.train.params.seed=3"),
-    "smooth": (*steps(2968, schedule=3600), "data.params.train.params.seed=4"),
+    "crops": (*ON_CROPS, *steps(5105, schedule=20000), rate(1.5e-3), kl(1e-4), colour(0), latent_colour(0)),
+    "settle": (*ON_CROPS, *steps(4977, schedule=7500), kl(1e-4), colour(0), latent_colour(0), "data.params.train.params.seed=1"),
+    "colours": (*ON_CROPS, *steps(6500, schedule=6500), kl(1e-4), latent_colour(0), "data.params.train.params.seed=2"),
+    "whole": (*steps(3600, schedule=3600), rate(5e-4), kl(2e-3), latent_colour(0), "data.params.train.params.seed=3"),
+    "smooth": (*steps(2968, schedule=3600), rate(4e-4), latent_colour(0), "data.params.train.params.seed=4"),
+    "channels": (*ON_CROPS, *steps(4500, schedule=4500), kl(2e-3), "data.params.train.params.seed=5"),
+    "last": ("data.params.train.params.seed=6",),
 }
 
 

@@ -46,7 +46,7 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
         sys.stderr.write("\nstopped\n")
         return 130
     except (ValueError, OSError) as error:
-        if options.debug:
+        if getattr(options, "debug", False):
             raise
         sys.stderr.write(f"error: {error}\n")
         return 1

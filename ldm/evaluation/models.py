@@ -111,7 +111,8 @@ def subjects(runs: Sequence[Run], base: Path, *, names: Sequence[str], device: t
     """
     first = runs[0]
     for run in runs[1:]:
-        differing = [key for key in ("unet_config", "cond_stage_config", "first_stage_config", "parameterization", "scale_factor", "timesteps")
+        differing = [key for key in ("unet_config", "cond_stage_config", "first_stage_config", "parameterization", "scale_factor", "timesteps",
+                                 "linear_start", "linear_end", "beta_schedule", "channels", "image_size")
                      if OmegaConf.select(run.config, f"model.params.{key}") != OmegaConf.select(first.config, f"model.params.{key}")]  # fmt: skip
         if differing:
             raise ValueError(f"runs: {run.folder} and {first.folder} are of different models (model.params.{differing[0]}). Give each a page of its own.")

@@ -31,7 +31,7 @@ def nats_by_prompt(
         words = None if progress is None else f"{progress}: {prompt}"
         nats[prompt] = drift_in_nats(
             _denoiser(frozen, prompt), _denoiser(tuned, prompt), frozen.alphas_cumprod, z_T, draws=draws,
-            generator=torch.Generator().manual_seed(seed), blurred_outputs=blurred_outputs, progress=words,
+            generator=torch.Generator().manual_seed(seed + trajectories), blurred_outputs=blurred_outputs, progress=words,
         )  # fmt: skip
     return nats
 

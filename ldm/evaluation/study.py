@@ -42,6 +42,9 @@ from ldm.training.compose import read_config
 
 MODELS = ("frozen", *CHARACTER_CONFIGS)
 SEEDS_APART = 10_000  # samples of seed s are drawn with s · SEEDS_APART, s · SEEDS_APART + 1, …
+DECIDES_ABOUT_THE_FROZEN = (
+    "scale_factor", "timesteps", "linear_start", "linear_end", "beta_schedule", "parameterization", "unet_config", "cond_stage_config", "first_stage_config",
+)  # fmt: skip
 RUN_START_SECONDS = 30  # of a training run before its first step, and after its last
 
 
@@ -128,8 +131,9 @@ class _Bench:
     def _kept_points(self, name: str, seed: int) -> DriftPoints:
         plan = Plan((), (), (), self.sampling, self.study.counts)
         prompts = self.prompts[name]
-        # they are the frozen model's own: how runs are tuned does not matter, so a changed config finds them again
-        decisive = (file_hash(self.study.base), self.sampling.steps, self.study.counts.drift_draws, seed)
+        # they are the frozen model's own: how runs are tuned does not matter, so a config with another rate finds them again
+        frozen = [self.config.model.params.get(name) for name in DECIDES_ABOUT_THE_FROZEN]
+        decisive = (file_hash(self.study.base), self.sampling.steps, self.study.counts.drift_draws, seed, *frozen)
         key = hashlib.sha256("\n".join([*prompts, *map(str, decisive)]).encode()).hexdigest()[:16]
         path = self.study.runs / f"draws-{name}-{key}.safetensors"
         if path.is_file():

@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from ldm.regularization.losses import vlb_weights
 
+FEWEST_TRAJECTORIES = 4  # below, Student's quantile is not met by the expansion
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # z_t (B, C, h, w), t (B,) → ε (B, C, h, w), for the one prompt
 
 
@@ -37,29 +39,31 @@ def drift_in_nats(
     frozen: Denoiser, tuned: Denoiser, alphas_cumprod: Tensor, z_T: Tensor, *, draws: int, generator: torch.Generator,
     blurred_outputs: bool = False, progress: Optional[str] = None,
 ) -> DriftInNats:  # fmt: skip
-    """The sum above for one prompt, by trajectories of `frozen` from z_T (n, C, h, w), n ≥ 2 standard normal draws.
+    """The sum above for one prompt, by trajectories of `frozen` from z_T (n, C, h, w), n ≥ 4 standard normal draws.
 
     draws: timesteps at which `tuned` is asked on each trajectory, drawn ∝ vlb_t by `generator` (on the CPU), which also draws the chain's noise.
     blurred_outputs: with the term of t = 0. progress: words beside a progress bar, None for no bar. Takes n·T evaluations of `frozen` and at most
-    n·draws of `tuned`. Raises ValueError for n < 2 or draws < 1.
+    n·draws of `tuned`. Raises ValueError for n < 4 or draws < 1.
     """
     n, T = len(z_T), len(alphas_cumprod)
-    if n < 2 or draws < 1:
-        raise ValueError(f"drift in nats from {n} trajectories with {draws} draws each; expected at least 2 trajectories (for a standard error) and 1 draw")
+    if n < FEWEST_TRAJECTORIES or draws < 1:
+        raise ValueError(
+            f"drift in nats from {n} trajectories with {draws} draws each; expected at least {FEWEST_TRAJECTORIES} trajectories (for an error) and 1 draw"
+        )
     first = 0 if blurred_outputs else 1
-    weights = vlb_weights(alphas_cumprod).cpu()[first:]
+    weights = vlb_weights(alphas_cumprod.cpu())[first:]
     drawn = first + torch.multinomial(weights.expand(n, -1), draws, replacement=True, generator=generator)  # (n, draws)
     times = torch.stack([(drawn == t).sum(1) for t in range(T)], 1).double()  # (n, T): how often each timestep was drawn
 
     squared, uniform = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    z, abar = z_T, alphas_cumprod.double().tolist()
+    z, abar = z_T, alphas_cumprod.cpu().double().tolist()
     for t in tqdm(range(T - 1, first - 1, -1), desc=progress, disable=progress is None, leave=False):
         eps = frozen(z, torch.full((n,), t, device=z.device))
         asked = times[:, t].nonzero().flatten()
         if len(asked):
             rows = asked.to(z.device)
-            difference = tuned(z[rows], torch.full((len(asked),), t, device=z.device)).double() - eps[rows].double()
-            energy = difference.pow(2).flatten(1).sum(1).cpu()
+            difference = tuned(z[rows], torch.full((len(asked),), t, device=z.device)).cpu().double() - eps[rows].cpu().double()
+            energy = difference.pow(2).flatten(1).sum(1)
             squared[asked] += times[asked, t] * energy
             uniform[asked] += times[asked, t] * energy / weights[t - first]
         if t > 0:

@@ -58,7 +58,8 @@ def time_of_start(now: datetime.datetime | None) -> str:
 
 
 def _is_first() -> bool:
-    return not int(os.environ.get("LOCAL_RANK", 0))
+    """Whether this is the process that names and makes the folder: rank 0 of all, by whatever launched them."""
+    return not any(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
 def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | bool, postfix: str, datadir_in_name: bool,

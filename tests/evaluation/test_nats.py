@@ -22,17 +22,17 @@ def entries(model):
 
 
 def test_a_constant_shift_costs_its_square_times_the_sum_of_the_weights(model):
-    (found,) = nats_by_prompt(model, shifted(model, 0.1), ["a character"], trajectories=2, draws=3).values()
+    (found,) = nats_by_prompt(model, shifted(model, 0.1), ["a character"], trajectories=4, draws=3).values()
     weights = vlb_weights(model.alphas_cumprod)[1:].sum().item()
     assert found.mean == pytest.approx(entries(model) * 0.01 * weights, rel=1e-3)
-    assert found.trajectories == 2
+    assert found.trajectories == 4
 
 
 def test_a_shift_of_x0_is_told_in_noise(model):
     """Δε = −√(ᾱ/(1−ᾱ))·Δx0: where it grows with ᾱ, less noise costs more than for a shift of ε by the same amount."""
     of_x0 = copy.copy(model)
     of_x0.parameterization = "x0"
-    alone = nats_by_prompt(of_x0, of_x0, ["a character"], trajectories=2, draws=2)["a character"]
+    alone = nats_by_prompt(of_x0, of_x0, ["a character"], trajectories=4, draws=2)["a character"]
     assert alone.mean < 1e-6  # rounding: the two are asked in batches of different sizes
     weights, abar = vlb_weights(model.alphas_cumprod)[1:], model.alphas_cumprod.double()[1:]
     expected = (entries(model) * 1e-6 * (weights * abar / (1 - abar)).sum()).item()
@@ -52,10 +52,10 @@ def test_the_command_writes_what_it_says(command, pair, tmp_path):
     out = tmp_path / "nats.json"
     runs = [pair.runs["unregularized"], pair.runs["regularized"]]
     words = ["--base-checkpoint", pair.base, "--runs", *runs, "--prompts", tmp_path / "prompts.txt", "--out", out, "--device", "cpu"]
-    code, said = command("drift_in_nats", *words, "--trajectories", 2, "--draws", 2)
+    code, said = command("drift_in_nats", *words, "--trajectories", 4, "--draws", 2)
     assert code == 0, said
     written = json.loads(out.read_text())["runs"]
     assert set(written) == {"Unregularised", "Regularised"} and all(0 < run["a character"]["mean"] for run in written.values())
     assert f"{written['Unregularised']['a character']['mean']:.3f}" in said
-    code, said = command("drift_in_nats", *words, "--trajectories", 1)
-    assert code == 1 and "at least 2 trajectories" in said and "Traceback" not in said
+    code, said = command("drift_in_nats", *words, "--trajectories", 3)
+    assert code == 1 and "at least 4 trajectories" in said and "Traceback" not in said

@@ -53,3 +53,18 @@ def test_the_training_command_finds_no_fault(path):
 def test_it_opens_with_a_note_that_names_its_own_command(path):
     note = path.read_text(encoding="utf-8").split("model:\n")[0]
     assert f"--base {path.relative_to(REPOSITORY)}" in note and "run:" in note
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*pivotal*.yaml")), ids=lambda path: path.stem)
+def test_two_phases_fix_the_word_before_the_network_moves(path):
+    """Everything is tuned in the second phase, which lasts; what of the word is cached is known from then on."""
+    config = OmegaConf.load(path)
+    swap = config.lightning.callbacks.mode_swap
+    assert swap.target == "main.ModeSwapCallback" and swap.params.train_embeddings_after is False
+    assert 0 < swap.params.swap_step < config.lightning.trainer.max_steps and config.model.params.unfreeze_model is True
+    one_phase = as_values(path.with_name(path.name.replace("pivotal", "finetune_unfrozen")))
+    changed = as_values(path)
+    del changed["lightning"]["callbacks"]["mode_swap"]
+    for known in (changed, one_phase):
+        del known["model"]["base_learning_rate"], known["model"]["params"]["model_lr"], known["lightning"]["trainer"]["max_steps"]
+    assert changed == one_phase

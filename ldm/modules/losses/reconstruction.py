@@ -73,6 +73,11 @@ class L1WithGradient(nn.Module):
             loss = loss + self.colour_weight * parts["colour_loss"]
         if self.latent_colour_weight:
             shrunk = F.adaptive_avg_pool2d(inputs, posteriors.mean.shape[-2:])
+            if posteriors.mean.shape[1] < shrunk.shape[1]:
+                raise ValueError(
+                    f"lossconfig.params.latent_colour_weight is {self.latent_colour_weight}, but {posteriors.mean.shape[1]} latent channels (embed_dim) "
+                    f"cannot hold the {shrunk.shape[1]} colours of a picture; set it to 0, or embed_dim to at least {shrunk.shape[1]}"
+                )
             parts["latent_colour_loss"] = F.mse_loss(posteriors.mean[:, : shrunk.shape[1]], shrunk)
             loss = loss + self.latent_colour_weight * parts["latent_colour_loss"]
         parts["total_loss"] = loss
