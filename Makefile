@@ -49,5 +49,3 @@ patch:  ## patches/0001-locality-regularizer.patch anew, from the files that it 
 test-old:  ## the regulariser's tests under Python 3.8, torch 1.10.2 and Lightning 1.5.9, with the patch applied; loads 0.9 GB the first time
 	@$(PYTHON_IS_THERE)
 	$(PYTHON) tests/old/run.py
-
-# study-full gets its target here together with the script that it runs.

@@ -7,8 +7,9 @@ The last line is one JSON object:
     plain_s       seconds a step of the unregularised model, the median
     copy_ratio    FrozenCopy, 4 probes in every step, over plain: median of the rounds' ratios
     cached_ratio  CachedTeacher, likewise
-    default_ratio the shipped yaml, mean over whole cycles of its `every` (most steps have no term, some have)
-    cached_extra_memory_ratio  (peak memory of CachedTeacher's step − peak of a plain one) / the latter, each in a process of its own
+    default_ratio the shipped yaml, with its own probes and its own `every`: median over whole cycles of `every` steps
+    cached_extra_memory_ratio  (peak memory of CachedTeacher's step − peak of a plain one) / the latter, each in a process of its own;
+                  null where the system does not tell peaks (it is read from /proc)
 Counting passes, a forward and a backward costing 1 and 2: copy (3·8 + 3·4 + 4) / (3·8) = 1.67, cached (3·8 + 3·4) / (3·8) = 1.5.
 """
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ldm.util import get_obj_from_str
 REPOSITORY = Path(__file__).resolve().parents[1]
 VARIANTS = ("plain", "copy", "cached", "default")
 PROBES = 4
+FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
 def variant_config(plain: DictConfig, regularized: DictConfig, variant: str) -> DictConfig:
@@ -101,10 +103,11 @@ def peak_bytes(variant: str, options: argparse.Namespace) -> int:
 
 
 def print_peak(config: DictConfig, options: argparse.Namespace, pixels: int) -> None:
+    """Prints the peak resident memory of steps in this process, in bytes; Linux only."""
     model, optimizer = build(config, options.base_checkpoint, options.learning_rate)
     batch = batch_of(model, options.batch_size, pixels)
     step(model, optimizer, batch)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building: what counts is held and used while training
+    FORGET_PEAK.write_text("5")  # that of building: what counts is held and used while training
     for _ in range(4):
         step(model, optimizer, batch)
     status = Path("/proc/self/status").read_text()
@@ -129,9 +132,12 @@ def main() -> None:
         print_peak(configs[options.peak_of], options, pixels)
         return
     result = measure_time(configs, options, pixels)
-    plain_peak, cached_peak = (peak_bytes(name, options) for name in ("plain", "cached"))
-    result["cached_extra_memory_ratio"] = (cached_peak - plain_peak) / plain_peak
-    print(json.dumps({name: round(value, 4) for name, value in result.items()}))
+    ratios: dict[str, float | None] = {name: round(value, 4) for name, value in result.items()}
+    ratios["cached_extra_memory_ratio"] = None
+    if FORGET_PEAK.exists():
+        plain_peak, cached_peak = (peak_bytes(name, options) for name in ("plain", "cached"))
+        ratios["cached_extra_memory_ratio"] = round((cached_peak - plain_peak) / plain_peak, 4)
+    print(json.dumps(ratios))
 
 
 if __name__ == "__main__":

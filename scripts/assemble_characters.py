@@ -5,7 +5,7 @@ python scripts/assemble_characters.py --first-stage WHOLE.ckpt --denoiser DENOIS
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from pathlib import Path
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ldm.checkpoints import read_state_dict, save_weights
 from ldm.checkpoints.keys import EMA, with_averaged_weights
-
-logger = logging.getLogger("assemble_characters")
+from ldm.evaluation.command import run_command
 
 
 def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -22,21 +21,24 @@ def best_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return with_averaged_weights(tensors) if any(name.startswith(EMA) for name in tensors) else tensors
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--first-stage", type=Path, required=True)
     parser.add_argument("--denoiser", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return parser
 
+
+def main(options: argparse.Namespace) -> None:
+    """Joins them."""
     first_stage, denoiser = (best_weights(read_state_dict(path)) for path in (options.first_stage, options.denoiser))
     weights = {f"first_stage_model.{name}": value for name, value in first_stage.items() if not name.startswith("loss.")}
     weights |= {name: value for name, value in denoiser.items() if name.startswith(("model.", "cond_stage_model."))}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(options.out, weights, dtype=torch.float16)
-    logger.info("%s: %d tensors, %.1f MB", options.out, len(weights), options.out.stat().st_size / 1e6)
+    print(f"{options.out}: {len(weights)} tensors, {options.out.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parser()))

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
 from ldm.checkpoints import atomic_write
 from ldm.evaluation.attributes import DEFAULT_WEIGHTS, load_classifier
-from ldm.evaluation.command import run_command
+from ldm.evaluation.command import add_device_flag, run_command
 from ldm.evaluation.models import chosen_device, load_frozen, sampling_of
 from ldm.evaluation.montage import tiles, to_image
 from ldm.evaluation.quality import prompt_accuracy, reconstruction_accuracy
@@ -33,14 +32,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--renders", type=int, default=2000, help="fresh renders that are reconstructed (2000)")
     parser.add_argument("--prompts", type=int, default=200, help="prompts of unseen combinations, a sample each (200)")
     parser.add_argument("--out", type=Path, default=Path("results/characters_model.json"), metavar="FILE")
+    add_device_flag(parser)
     return parser
 
 
 def main(options: argparse.Namespace) -> None:
     """Measures, writes, says which bars are met."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = read_config(CHARACTER_CONFIGS["unregularized"])
-    model = load_frozen(config, options.model, device=chosen_device(None))
+    model = load_frozen(config, options.model, device=chosen_device(options.device))
     classifier = load_classifier(options.classifiers)
     sampling = sampling_of(config)
     kept, renders, reconstructions = reconstruction_accuracy(model, classifier, options.renders)

@@ -10,17 +10,14 @@ import sys
 from pathlib import Path
 
 from ldm.evaluation.attributes import DEFAULT_WEIGHTS
-from ldm.evaluation.command import add_measuring_flags, counts_of, run_command
+from ldm.evaluation.command import add_measuring_flags, add_run_flags, counts_of, run_command
 from ldm.evaluation.comparison import Counts
 from ldm.evaluation.of_runs import Question, compare_runs
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--base-checkpoint", type=Path, required=True, metavar="FILE", help="what the runs started from, .ckpt or .safetensors")
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="FOLDER", help="run folders, in the order of the page's columns")
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="one prompt a line; # begins a remark")
+    parser = add_run_flags(argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False))
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where report.html, report.json and report.png go")
     parser.add_argument("--config", type=Path, metavar="YAML", help="for runs that carry no configs of their own")
     parser.add_argument("--names", nargs="+", default=[], metavar="NAME", help="what the runs are called on the page")
@@ -29,9 +26,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh-pictures", type=Path, metavar="FOLDER", help="pictures of the concept that no run was tuned on, for the denoising loss")
     parser.add_argument("--character", metavar="SPLIT/NUMBER", help="the new character of the drawn world, as dev/0: then its traits are read from the samples")
     parser.add_argument("--classifiers", type=Path, default=DEFAULT_WEIGHTS, metavar="FILE", help=f"what reads them ({DEFAULT_WEIGHTS})")
-    parser.add_argument(
-        "--trust-pickle", "--trust_pickle", action="store_true", help="read checkpoints that hold more than weights: they can run code, so only your own"
-    )
     return add_measuring_flags(parser, Counts())
 
 

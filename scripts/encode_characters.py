@@ -5,7 +5,7 @@ python scripts/encode_characters.py --config configs/characters/autoencoder.yaml
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from ldm.checkpoints import atomic_write
 from ldm.data.characters import CharacterDataset
+from ldm.evaluation.command import run_command
 from ldm.util import instantiate_from_config
-
-logger = logging.getLogger("encode_characters")
 
 
 class _Pictures(Dataset):
@@ -35,16 +34,19 @@ class _Pictures(Dataset):
         return torch.from_numpy(np.asarray(self.source.picture(index), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1.0
 
 
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--length", type=int, default=20_000)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return parser
 
+
+@torch.no_grad()
+def main(options: argparse.Namespace) -> None:
+    """Encodes and writes."""
     model = instantiate_from_config(OmegaConf.load(options.config).model)
     model.init_from_ckpt(options.ckpt)  # averages that the file lacks are its weights
     model.eval()
@@ -61,8 +63,8 @@ def main() -> None:
     with atomic_write(options.out) as temporary:
         save_file({"mean": mean, "std": std}, temporary, metadata=about)
     spread = (mean.float().var() + std.float().square().mean()).sqrt().item()
-    logger.info("%s: %d pictures, latents' standard deviation %.4f before scale_factor", options.out, len(mean), spread)
+    print(f"{options.out}: {len(mean)} pictures, latents' standard deviation {spread:.4f} before scale_factor")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parser()))

@@ -3,17 +3,18 @@
 python scripts/pretrain_characters.py [--logdir logs/pretrain] [--out assets/characters] [--first-stage FILE]
 
 Stages: first stage on crops round the faces and on whole pictures (FIRST_STAGES) → latents cached → UNet and text encoder → one file in fp16 → classifiers.
-Interrupted, it goes on where it stopped when called again; a finished stage is not repeated.
+Interrupted, it goes on where it stopped when called again; a finished stage is not repeated, unless what it is made from has changed since.
 """
 from __future__ import annotations
 
 import argparse
-import logging
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
-logger = logging.getLogger("pretrain_characters")
+from ldm.evaluation.command import run_command
+from ldm.evaluation.tuning import file_hash
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIRST_STAGE = "configs/characters/autoencoder.yaml"
@@ -60,14 +61,23 @@ FIRST_STAGES = {
 
 def command(*words: str) -> None:
     """Runs a Python command of this repository; stops with its exit status when it fails."""
-    logger.info("python %s", " ".join(words))
+    print("python", *words, flush=True)
     status = subprocess.run([sys.executable, *words], cwd=REPOSITORY).returncode
     if status != 0:
         sys.exit(status)
 
 
-def train(name: str, config: str, logdir: Path, *overrides: str, start_from: Path | None = None) -> Path:
-    """Trains `config` in a run folder `<time>_name` below logdir, or goes on with the one that is there; returns its last checkpoint."""
+def fingerprint(*made_from: str | Path | None) -> str:
+    """Eight hexadecimal digits that tell files (by their bytes) and words apart: part of a stage's name, so that a stage made otherwise is another one."""
+    digest = hashlib.sha256()
+    for part in made_from:
+        digest.update((file_hash(part) if isinstance(part, Path) else repr(part)).encode() + b"\0")
+    return digest.hexdigest()[:8]
+
+
+def train(stage: str, config: str, logdir: Path, *overrides: str, start_from: Path | None = None) -> Path:
+    """Trains `config` in a run folder `<time>_<stage>-<fingerprint>` below logdir, or goes on with the one that is there; returns its last checkpoint."""
+    name = f"{stage}-{fingerprint(REPOSITORY / config, *overrides, start_from)}"
     for folder in sorted(logdir.glob(f"*_{name}"), reverse=True):
         last = folder / "checkpoints" / "last.ckpt"
         if last.is_file():
@@ -82,22 +92,25 @@ def train(name: str, config: str, logdir: Path, *overrides: str, start_from: Pat
     return folder / "checkpoints" / "last.ckpt"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--logdir", type=Path, default=Path("logs/pretrain"))
     parser.add_argument("--out", type=Path, default=Path("assets/characters"))
     parser.add_argument("--first-stage", type=Path, metavar="FILE", help="a trained first stage to build on; without it one is trained")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return parser
 
+
+def main(options: argparse.Namespace) -> None:
+    """Goes through the stages."""
     first_stage = options.first_stage
     if first_stage is None:
         for name, overrides in FIRST_STAGES.items():
             first_stage = train(name, FIRST_STAGE, options.logdir, *overrides, start_from=first_stage)
-    latents = options.logdir / "latents.safetensors"
+    latents = options.logdir / f"latents-{fingerprint(REPOSITORY / FIRST_STAGE, first_stage)}.safetensors"
     if not latents.is_file():
         command("scripts/encode_characters.py", "--config", FIRST_STAGE, "--ckpt", str(first_stage), "--out", str(latents))
-    start = options.logdir / "start.safetensors"
+    start = options.logdir / f"start-{fingerprint(REPOSITORY / DENOISER)}.safetensors"
     if not start.is_file():
         command("scripts/start_characters.py", "--config", DENOISER, "--out", str(start))
     denoiser = train("denoiser", DENOISER, options.logdir, f"data.params.train.params.path={latents}", start_from=start)
@@ -108,4 +121,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parser()))

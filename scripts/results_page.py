@@ -19,7 +19,6 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", type=Path, default=Path("results/characters.json"), metavar="FILE")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"), metavar="FILE")
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     return parser
 
 

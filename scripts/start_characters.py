@@ -9,30 +9,32 @@ unit variance and the final norm with a gain of 12.
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoints import save_weights
+from ldm.evaluation.command import run_command
 from ldm.util import instantiate_from_config
-
-logger = logging.getLogger("start_characters")
 
 TOKEN_GAIN = 50.0  # of CLIP's 0.02
 FINAL_NORM_GAIN = 12.0
 
 
-@torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=23)
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return parser
 
+
+@torch.no_grad()
+def main(options: argparse.Namespace) -> None:
+    """Draws and writes."""
     torch.manual_seed(options.seed)
     model = instantiate_from_config(OmegaConf.load(options.config).model)
     text_model = model.cond_stage_model.transformer.text_model
@@ -40,8 +42,8 @@ def main() -> None:
     text_model.final_layer_norm.weight.mul_(FINAL_NORM_GAIN)
     weights = {name: value for name, value in model.state_dict().items() if name.startswith(("model.", "cond_stage_model."))}
     save_weights(options.out, weights)
-    logger.info("%s: %d tensors", options.out, len(weights))
+    print(f"{options.out}: {len(weights)} tensors")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parser()))

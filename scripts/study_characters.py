@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> None:
         fresh=options.fresh,
     )
     for bar in run_study(study, say=print)["bars"]:
-        met, values = "met   " if bar["met"] else "MISSED", f"{bar['mean']:.4g} ({bar['lowest']:.4g} to {bar['highest']:.4g})"
+        met, values = "met   " if bar["met"] else "MISSED", f"{bar['overall']:.4g} ({bar['lowest']:.4g} to {bar['highest']:.4g})"
         print(f"{bar['bar']}  {met}  {bar['measured']}: {values}, wanted {bar['limit']}")
     print(f"rows: {options.out}; python scripts/results_page.py writes them as a table")
 

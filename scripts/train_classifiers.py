@@ -5,7 +5,7 @@ python scripts/train_classifiers.py [--out assets/characters/classifiers.safeten
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,22 @@ import torch
 
 from ldm.checkpoints import save_weights
 from ldm.evaluation.attributes import DEFAULT_WEIGHTS, accuracy, load_classifier, rendered_batch, train_classifier
+from ldm.evaluation.command import run_command
 
 FRESH_SEED = 990_001  # renders that training never draws
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=DEFAULT_WEIGHTS)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--fresh", type=int, default=2000, help="renders to measure on")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO)
+    return parser
+
+
+def main(options: argparse.Namespace) -> None:
+    """Trains, writes, prints how often each value is read right."""
     classifier = train_classifier(steps=options.steps)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(options.out, classifier.state_dict(), dtype=torch.float16)
@@ -33,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parser()))

@@ -28,7 +28,8 @@ def summary_of(rows: Sequence[Row], settings: Mapping[str, str]) -> dict[str, An
 def bars_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The bars a to e over all characters and seeds for which all three models were measured; [] without any.
 
-    Each: bar, what was measured, the limit, mean, lowest and highest over characters × seeds, met (by the mean), met_everywhere (by each).
+    Each: bar, what was measured, the limit, overall (a mean, a ratio of means, or of all samples together), lowest and highest over characters × seeds,
+    met (overall), met_everywhere (by each).
     """
     by_model = _by_model(rows)
     frozen, plain, held = (by_model.get(model, {}) for model in ("frozen", "unregularized", "regularized"))
@@ -66,12 +67,12 @@ def bars_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _bar(bar: str, measured: str, sense: str, limit: float, values: Sequence[float], *, pooled: float | None = None) -> dict[str, Any]:
-    """pooled: what stands for the mean, where the mean of the values is not the value over all samples."""
-    middle = fmean(values) if pooled is None else pooled
+    """pooled: the value over all samples, where that is not the mean of the values."""
+    overall = fmean(values) if pooled is None else pooled
     worst = min(values) if sense == "≥" else max(values)
     return {
-        "bar": bar, "measured": measured, "limit": f"{sense} {limit:g}", "mean": middle, "lowest": min(values), "highest": max(values),
-        "met": _meets(middle, sense, limit), "met_everywhere": _meets(worst, sense, limit),
+        "bar": bar, "measured": measured, "limit": f"{sense} {limit:g}", "overall": overall, "lowest": min(values), "highest": max(values),
+        "met": _meets(overall, sense, limit), "met_everywhere": _meets(worst, sense, limit),
     }  # fmt: skip
 
 

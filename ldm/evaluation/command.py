@@ -5,9 +5,26 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ldm.evaluation.comparison import Counts
 from ldm.evaluation.sampling import Sampling
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Flags that say which runs are looked at, and what they started from."""
+    parser.add_argument("--base-checkpoint", type=Path, required=True, metavar="FILE", help="what the runs started from, .ckpt or .safetensors")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="FOLDER", help="run folders, in the order in which they are shown")
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="one prompt a line; # begins a remark")
+    parser.add_argument(
+        "--trust-pickle", "--trust_pickle", action="store_true", help="read checkpoints that hold more than weights: they can run code, so only your own"
+    )
+    return parser
+
+
+def add_device_flag(parser: argparse._ActionsContainer) -> None:
+    """Where a command computes."""
+    parser.add_argument("--device", metavar="NAME", help="by default the machine's accelerator, else cpu")
 
 
 def add_measuring_flags(parser: argparse.ArgumentParser, defaults: Counts, *, first_seed: bool = True) -> argparse.ArgumentParser:
@@ -22,8 +39,7 @@ def add_measuring_flags(parser: argparse.ArgumentParser, defaults: Counts, *, fi
     group.add_argument("--shown", type=int, default=defaults.shown, metavar="N", help=f"pictures a prompt on the page ({defaults.shown})")
     group.add_argument("--drift-draws", type=int, default=defaults.drift_draws, metavar="N", help=f"a prompt ({defaults.drift_draws})")
     group.add_argument("--loss-draws", type=int, default=defaults.loss_draws, metavar="N", help=f"for the denoising loss ({defaults.loss_draws})")
-    group.add_argument("--device", metavar="NAME", help="by default the machine's accelerator, else cpu")
-    group.add_argument("--debug", action="store_true", help="show where an error came from")
+    add_device_flag(group)
     return parser
 
 
@@ -37,7 +53,8 @@ def counts_of(options: argparse.Namespace) -> Counts:
 
 
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> int:
-    """Parses the words, runs the command, returns its exit code. One line on stderr says what went wrong; `--debug` shows where."""
+    """Parses the words, runs the command, returns its exit code. One line on stderr says what went wrong; `--debug`, which every command has, shows where."""
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -46,7 +63,7 @@ def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.Arg
         sys.stderr.write("\nstopped\n")
         return 130
     except (ValueError, OSError) as error:
-        if getattr(options, "debug", False):
+        if options.debug:
             raise
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -65,11 +65,8 @@ def predicted_noise(model: LatentDiffusion, draws: Draws, *, batch_size: int = 6
 
 
 def noise_of(model: LatentDiffusion, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """ε from the network's output at z_t (B, C, h, w), t (B,): the output itself, or for a model that predicts x_0 (z_t − √ᾱ_t·x_0) / √(1−ᾱ_t)."""
-    if model.parameterization != "x0":
-        return output
-    alpha = model.alphas_cumprod[t].view(-1, 1, 1, 1)
-    return (z_t - alpha.sqrt() * output) / (1 - alpha).sqrt()
+    """ε (B, C, h, w) from the network's output at z_t (B, C, h, w), t (B,), whether the model predicts it or x_0."""
+    return model._predict_eps_from_xstart(z_t, t, output) if model.parameterization == "x0" else output
 
 
 def mean_squared_difference(one: Tensor, other: Tensor) -> float:

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 PLAIN = "ldm.models.diffusion.ddpm.LatentDiffusion"
 REGULARIZED = "ldm.models.diffusion.regularized.RegularizedLatentDiffusion"
+DECIDE_ABOUT_SAMPLES = (  # of model.params: what a frozen model draws rests on these and its weights alone
+    "unet_config", "cond_stage_config", "first_stage_config", "parameterization", "scale_factor", "timesteps", "linear_start", "linear_end", "beta_schedule",
+    "channels", "image_size",
+)  # fmt: skip
 GUIDANCE_KEY = "lightning.callbacks.image_logger.params.log_images_kwargs.unconditional_guidance_scale"
 
 
@@ -111,8 +115,7 @@ def subjects(runs: Sequence[Run], base: Path, *, names: Sequence[str], device: t
     """
     first = runs[0]
     for run in runs[1:]:
-        differing = [key for key in ("unet_config", "cond_stage_config", "first_stage_config", "parameterization", "scale_factor", "timesteps",
-                                 "linear_start", "linear_end", "beta_schedule", "channels", "image_size")
+        differing = [key for key in DECIDE_ABOUT_SAMPLES
                      if OmegaConf.select(run.config, f"model.params.{key}") != OmegaConf.select(first.config, f"model.params.{key}")]  # fmt: skip
         if differing:
             raise ValueError(f"runs: {run.folder} and {first.folder} are of different models (model.params.{differing[0]}). Give each a page of its own.")
@@ -124,11 +127,12 @@ def subjects(runs: Sequence[Run], base: Path, *, names: Sequence[str], device: t
 
 
 def default_names(runs: Sequence[Run]) -> list[str]:
-    """What each run is called on the page: by its role where that tells the runs apart, else by its folder."""
+    """What each run is called: by its role where that tells the runs apart, else by its folder's name, else by its path."""
     roles = [run.role for run in runs]
     if len(set(roles)) == len(roles):
         return [{"regularized": "Regularised", "unregularized": "Unregularised"}[role] for role in roles]
-    return [run.folder.name for run in runs]
+    folders = [run.folder.name for run in runs]
+    return folders if len(set(folders)) == len(folders) else [str(run.folder) for run in runs]
 
 
 def words_of(config: DictConfig) -> tuple[str, str | None]:
@@ -148,14 +152,14 @@ def sampling_of(config: DictConfig, **given: Any) -> Sampling:
 def chosen_device(name: str | None) -> torch.device:
     """The device of that name, by default the machine's accelerator if it has one.
 
-    Raises ValueError for a name that torch does not know.
+    Raises ValueError for a name that torch does not know, and for a device that is not there.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
+        return torch.empty(0, device=name).device  # a device that torch knows need not be in this machine
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {error}") from error
 
 

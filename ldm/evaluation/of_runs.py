@@ -59,6 +59,8 @@ def compare_runs(question: Question) -> ReportFiles:
     names = list(question.names) or default_names(runs)
     if len(names) != len(runs):
         raise ValueError(f"--names: {len(names)} names for {len(runs)} runs; give one each")
+    if len(set(names)) != len(names):
+        raise ValueError(f"--names: {', '.join(names)}; two runs of one name cannot be told apart on the page")
     if not question.base.is_file():
         raise FileNotFoundError(f"--base-checkpoint: no file {question.base} (looked from {Path.cwd()})")
     plan, concept = _plan(question, runs[0])

@@ -45,12 +45,13 @@ def _split(split: str, about: Mapping[str, Any]) -> str:
         "",
         f"Characters: {', '.join(about['concepts'])}. Seeds: {', '.join(map(str, about['seeds']))}. {_sentence(settings)}".rstrip(),
         "",
-        "| bar | measured | wanted | mean | range over characters × seeds | |",
+        "| bar | measured | wanted | overall | range over characters × seeds | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for bar in about["bars"]:
         met = "met in each" if bar["met"] and bar["met_everywhere"] else "met" if bar["met"] else "**missed**"
-        lines.append(f"| {bar['bar']} | {bar['measured']} | {bar['limit']} | {bar['mean']:.3g} | {bar['lowest']:.3g} … {bar['highest']:.3g} | {met} |")
+        lines.append(f"| {bar['bar']} | {bar['measured']} | {bar['limit']} | {bar['overall']:.3g} | {bar['lowest']:.3g} … {bar['highest']:.3g} | {met} |")
+    lines += ["", "Overall: the mean of rates, the ratio of means, the widest difference of frequencies in all samples together."]
     models = list(about["means"])
     lines += ["", f"| mean of | {' | '.join(models)} |", f"| --- |{' --- |' * len(models)}"]
     for name, words in MEASURES:

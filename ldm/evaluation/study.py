@@ -33,7 +33,7 @@ from ldm.evaluation.comparison import (
     sample_by_prompt,
 )  # fmt: skip
 from ldm.evaluation.metrics import Draws, Reading, noised_draws, picture_draws, predicted_noise
-from ldm.evaluation.models import chosen_device, load_frozen, load_run, open_run, sampling_of
+from ldm.evaluation.models import DECIDE_ABOUT_SAMPLES, chosen_device, load_frozen, load_run, open_run, sampling_of
 from ldm.evaluation.prompts import read_prompts
 from ldm.evaluation.results_file import ResultsFile, concept_name, make_row, settings_of_study
 from ldm.evaluation.tuning import CHARACTER_CONFIGS, file_hash, tune
@@ -42,9 +42,6 @@ from ldm.training.compose import read_config
 
 MODELS = ("frozen", *CHARACTER_CONFIGS)
 SEEDS_APART = 10_000  # samples of seed s are drawn with s · SEEDS_APART, s · SEEDS_APART + 1, …
-DECIDES_ABOUT_THE_FROZEN = (
-    "scale_factor", "timesteps", "linear_start", "linear_end", "beta_schedule", "parameterization", "unet_config", "cond_stage_config", "first_stage_config",
-)  # fmt: skip
 RUN_START_SECONDS = 30  # of a training run before its first step, and after its last
 
 
@@ -132,7 +129,7 @@ class _Bench:
         plan = Plan((), (), (), self.sampling, self.study.counts)
         prompts = self.prompts[name]
         # they are the frozen model's own: how runs are tuned does not matter, so a config with another rate finds them again
-        frozen = [self.config.model.params.get(name) for name in DECIDES_ABOUT_THE_FROZEN]
+        frozen = [self.config.model.params.get(key) for key in DECIDE_ABOUT_SAMPLES]
         decisive = (file_hash(self.study.base), self.sampling.steps, self.study.counts.drift_draws, seed, *frozen)
         key = hashlib.sha256("\n".join([*prompts, *map(str, decisive)]).encode()).hexdigest()[:16]
         path = self.study.runs / f"draws-{name}-{key}.safetensors"

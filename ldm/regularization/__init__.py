@@ -32,7 +32,7 @@ from ldm.regularization.conditioning import (
     Mixture,
     PTIMorphing,
 )
-from ldm.regularization.drift import DriftInNats, drift_in_nats
+from ldm.regularization.drift import DriftInNats, FrozenChain, drift_in_nats, frozen_chain
 from ldm.regularization.drift_meter import DriftMeter
 from ldm.regularization.latents import Latents, NoiseLatents, PriorSamples, TrainingLatents, Trajectories
 from ldm.regularization.losses import MinSNRWeights, NoiseHuber, NoiseMSE, RelativeMSE, UniformWeights, VLBWeights
@@ -53,6 +53,7 @@ __all__ = [
     "EmbeddingInterpolation",
     "EmptyPrompt",
     "EncodingInterpolation",
+    "FrozenChain",
     "FrozenCopy",
     "Hypersphere",
     "Latents",
@@ -78,5 +79,6 @@ __all__ = [
     "VLBWeights",
     "Words",
     "drift_in_nats",
+    "frozen_chain",
     "hash_tensors",
 ]

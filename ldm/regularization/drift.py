@@ -24,6 +24,16 @@ FEWEST_TRAJECTORIES = 4  # below, Student's quantile is not met by the expansion
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # z_t (B, C, h, w), t (B,) → ε (B, C, h, w), for the one prompt
 
 
+class FrozenChain(NamedTuple):
+    """Where trajectories of the frozen network are looked at, and what it says there: on the CPU, one row a draw, a trajectory's rows together."""
+
+    z_t: Tensor  # (n·draws, C, h, w)
+    t: Tensor  # (n·draws,), drawn ∝ vlb_t
+    frozen: Tensor  # ε_θ₀ (n·draws, C, h, w)
+    vlb: Tensor  # (T,), float64; 0 for a timestep that is not in the sum
+    draws: int  # a trajectory
+
+
 class DriftInNats(NamedTuple):
     """An estimate, whose independent unit is the trajectory."""
 
@@ -35,46 +45,56 @@ class DriftInNats(NamedTuple):
 
 
 @torch.no_grad()
-def drift_in_nats(
-    frozen: Denoiser, tuned: Denoiser, alphas_cumprod: Tensor, z_T: Tensor, *, draws: int, generator: torch.Generator,
-    blurred_outputs: bool = False, progress: Optional[str] = None,
-) -> DriftInNats:  # fmt: skip
-    """The sum above for one prompt, by trajectories of `frozen` from z_T (n, C, h, w), n ≥ 4 standard normal draws.
+def frozen_chain(
+    frozen: Denoiser, alphas_cumprod: Tensor, z_T: Tensor, *, draws: int, generator: torch.Generator, blurred_outputs: bool = False,
+    progress: Optional[str] = None,
+) -> FrozenChain:  # fmt: skip
+    """Trajectories of `frozen` from z_T (n, C, h, w), n ≥ 4 standard normal draws, for one prompt: made once, for every network that is compared.
 
-    draws: timesteps at which `tuned` is asked on each trajectory, drawn ∝ vlb_t by `generator` (on the CPU), which also draws the chain's noise.
-    blurred_outputs: with the term of t = 0. progress: words beside a progress bar, None for no bar. Takes n·T evaluations of `frozen` and at most
-    n·draws of `tuned`. Raises ValueError for n < 4 or draws < 1.
+    draws: timesteps at which each trajectory is looked at, drawn ∝ vlb_t by `generator` (on the CPU), which also draws the chain's noise.
+    blurred_outputs: with the term of t = 0. progress: words beside a progress bar, None for no bar. Takes n·T evaluations of `frozen`. Raises
+    ValueError as `check_counts` does.
     """
     n, T = len(z_T), len(alphas_cumprod)
-    if n < FEWEST_TRAJECTORIES or draws < 1:
-        raise ValueError(
-            f"drift in nats from {n} trajectories with {draws} draws each; expected at least {FEWEST_TRAJECTORIES} trajectories (for an error) and 1 draw"
-        )
-    first = 0 if blurred_outputs else 1
-    weights = vlb_weights(alphas_cumprod.cpu())[first:]
-    drawn = first + torch.multinomial(weights.expand(n, -1), draws, replacement=True, generator=generator)  # (n, draws)
-    times = torch.stack([(drawn == t).sum(1) for t in range(T)], 1).double()  # (n, T): how often each timestep was drawn
-
-    squared, uniform = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+    check_counts(n, draws)
+    vlb = vlb_weights(alphas_cumprod.cpu())
+    if not blurred_outputs:
+        vlb[0] = 0
+    drawn = torch.multinomial(vlb.expand(n, -1), draws, replacement=True, generator=generator)  # (n, draws)
+    states = torch.empty(n, draws, *z_T.shape[1:])
+    answers = torch.empty_like(states)
     z, abar = z_T, alphas_cumprod.cpu().double().tolist()
-    for t in tqdm(range(T - 1, first - 1, -1), desc=progress, disable=progress is None, leave=False):
+    for t in tqdm(range(T - 1, -1 if blurred_outputs else 0, -1), desc=progress, disable=progress is None, leave=False):
         eps = frozen(z, torch.full((n,), t, device=z.device))
-        asked = times[:, t].nonzero().flatten()
-        if len(asked):
-            rows = asked.to(z.device)
-            difference = tuned(z[rows], torch.full((len(asked),), t, device=z.device)).cpu().double() - eps[rows].cpu().double()
-            energy = difference.pow(2).flatten(1).sum(1)
-            squared[asked] += times[asked, t] * energy
-            uniform[asked] += times[asked, t] * energy / weights[t - first]
+        of, place = (drawn == t).nonzero(as_tuple=True)
+        if len(of):
+            rows = of.to(z.device)
+            states[of, place], answers[of, place] = z[rows].float().cpu(), eps[rows].float().cpu()
         if t > 0:
-            noise = torch.randn(z.shape, generator=generator).to(z)
-            z = _step_back(z, eps, abar[t], abar[t - 1], noise)
+            z = _step_back(z, eps, abar[t], abar[t - 1], torch.randn(z.shape, generator=generator).to(z))
+    return FrozenChain(states.flatten(0, 1), drawn.flatten(), answers.flatten(0, 1), vlb, draws)
 
-    of_trajectory = weights.sum() * squared / draws
+
+@torch.no_grad()
+def drift_in_nats(tuned: Denoiser, chain: FrozenChain) -> DriftInNats:
+    """The sum above for one prompt, from the states of the frozen network's chain. Takes n·draws evaluations of `tuned`, in one call."""
+    difference = tuned(chain.z_t, chain.t).cpu().double() - chain.frozen.double()
+    energy = difference.pow(2).flatten(1).sum(1).view(-1, chain.draws)  # (n, draws)
+    total, n = chain.vlb.sum(), len(energy)
+    of_trajectory = total * energy.mean(1)
     mean, error = of_trajectory.mean().item(), of_trajectory.std().item() / math.sqrt(n)
-    entries = z_T[0].numel()
-    plain = (weights.sum() * uniform / draws).mean().item() / len(weights) / entries
-    return DriftInNats(mean, error, mean + student_t_quantile(0.95, n - 1) * error, n, plain)
+    # one over the chance with which a timestep was drawn makes the mean one over uniform timesteps
+    uniform = total * (energy / chain.vlb[chain.t].view_as(energy)).mean() / (chain.vlb > 0).sum()
+    return DriftInNats(mean, error, mean + student_t_quantile(0.95, n - 1) * error, n, uniform.item() / chain.z_t[0].numel())
+
+
+def check_counts(trajectories: int, draws: int) -> None:
+    """Raises ValueError for fewer than 4 trajectories or 1 draw on each."""
+    if trajectories < FEWEST_TRAJECTORIES or draws < 1:
+        raise ValueError(
+            f"drift in nats from {trajectories} trajectories with {draws} draws each; expected at least {FEWEST_TRAJECTORIES} trajectories (for an error) "
+            "and 1 draw"
+        )
 
 
 def _step_back(z: Tensor, eps: Tensor, abar: float, before: float, noise: Tensor) -> Tensor:

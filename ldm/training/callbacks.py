@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -85,6 +86,15 @@ class ModeSwapCallback(Callback):
         # A resumed run's optimiser state is restored after this: it has to meet the optimiser of its own phase.
         if self.resumed_phase is not None:
             self.enter(trainer, pl_module, embedding_only=self.resumed_phase)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        an_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        swap = math.ceil(self.swap_step / an_epoch) * an_epoch
+        if 0 < trainer.max_steps <= swap and trainer.max_epochs == -1:
+            logger.warning(
+                "the second phase never comes: it begins at step %d, the first start of an epoch (%d steps) from swap_step %d on, and max_steps is %d. "
+                "Lower swap_step or repeats, or raise max_steps", swap, an_epoch, self.swap_step, trainer.max_steps,
+            )  # fmt: skip
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         embedding_only = trainer.global_step < self.swap_step

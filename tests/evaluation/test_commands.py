@@ -103,6 +103,13 @@ def test_bad_words_get_one_line_and_an_exit_code(command, pair, prompts, tmp_pat
     assert not (tmp_path / "page").exists()
 
 
+def test_runs_of_one_name_are_refused(command, pair, prompts, tmp_path):
+    words = ["--base-checkpoint", pair.base, "--runs", *pair.runs.values(), "--names", "one", "one", "--prompts", prompts, "--out", tmp_path / "page"]
+    code, said = command("compare_runs", *words)
+    assert code == 1 and "--names: one, one" in said and "Traceback" not in said
+    assert not (tmp_path / "page").exists()
+
+
 def test_a_base_of_another_model_is_refused(command, pair, prompts, tmp_path):
     other = tmp_path / "other.safetensors"
     save_weights(other, {"weight": torch.zeros(3)})
@@ -197,3 +204,9 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["results_page.py"])
     assert run_command(stopped, module.parser()) == 130
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_checking_a_model_that_is_not_there_is_told_in_one_line(command, classifiers, tmp_path):
+    code, said = command("check_characters", "--model", tmp_path / "none.safetensors", "--classifiers", classifiers, "--out", tmp_path / "out.json")
+    assert code == 1 and f"{tmp_path / 'none.safetensors'}" in said and "Traceback" not in said
+    assert not (tmp_path / "out.json").exists()

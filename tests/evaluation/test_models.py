@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,7 +95,8 @@ def test_runs_of_unlike_networks_are_not_put_on_one_page(tmp_path, pair):
 def test_roles_name_the_runs_where_they_can(pair):
     plain, held = (open_run(pair.runs[role]) for role in ("unregularized", "regularized"))
     assert default_names([plain, held]) == ["Unregularised", "Regularised"]
-    assert default_names([held, held]) == [held.folder.name] * 2
+    assert default_names([held, replace(held, folder=Path("logs/other"))]) == [held.folder.name, "other"]
+    assert default_names([held, replace(held, folder=Path("elsewhere") / held.folder.name)]) == [str(held.folder), f"elsewhere/{held.folder.name}"]
 
 
 def test_weight_nought_is_no_regulariser(pair):
@@ -115,4 +118,7 @@ def test_words_and_guidance_come_from_the_config():
 def test_an_unknown_device_is_refused_by_name():
     with pytest.raises(ValueError, match="--device nonsense"):
         chosen_device("nonsense")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--device cuda"):
+            chosen_device("cuda")
     assert chosen_device("cpu") == CPU

@@ -98,8 +98,8 @@ def test_bars_are_met_by_the_values_that_meet_them():
     bars = bars_of(rows())
     assert sorted({one["bar"] for one in bars}) == ["a", "b", "c", "d", "e"]
     assert all(one["met"] and one["met_everywhere"] for one in bars)
-    assert bar(bars, "class prompts")["mean"] == pytest.approx(26)
-    assert bar(bars, "denoising loss")["mean"] == pytest.approx(1.02)
+    assert bar(bars, "class prompts")["overall"] == pytest.approx(26)
+    assert bar(bars, "denoising loss")["overall"] == pytest.approx(1.02)
 
 
 def test_a_bar_missed_by_one_character_is_not_met_everywhere():
@@ -108,7 +108,7 @@ def test_a_bar_missed_by_one_character_is_not_met_everywhere():
         if one["model"] == "regularized" and one["concept"] == measured[0]["concept"] and one["seed"] == 0:
             one["trait_rate_class"] = 0.12
     leak = next(one for one in bars_of(measured) if one["bar"] == "b")
-    assert leak["mean"] == pytest.approx(0.02) and leak["highest"] == 0.12
+    assert leak["overall"] == pytest.approx(0.02) and leak["highest"] == 0.12
     assert leak["met"] and not leak["met_everywhere"]
 
 
@@ -121,7 +121,7 @@ def test_a_gap_in_frequencies_is_that_of_all_samples_together():
             table["mouth"] = {"smile": 0.7, "open": 0.3, "flat": 0.0, "teeth": 0.0}
             one["attribute_frequencies_class"] = table
     gap = bar(bars_of(measured), "widest difference")
-    assert gap["mean"] == pytest.approx(0.15) and gap["highest"] == pytest.approx(0.3) and gap["lowest"] == 0.0
+    assert gap["overall"] == pytest.approx(0.15) and gap["highest"] == pytest.approx(0.3) and gap["lowest"] == 0.0
     assert not gap["met"]
 
 

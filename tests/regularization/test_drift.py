@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from ldm.regularization.drift import drift_in_nats, student_t_quantile
+from ldm.regularization.drift import drift_in_nats, frozen_chain, student_t_quantile
 from ldm.regularization.losses import vlb_weights
 
 T, SHAPE = 24, (1, 2, 2)
@@ -51,7 +51,7 @@ def kl(down_to):
 def estimate(seed, n=24, **options):
     generator = torch.Generator().manual_seed(seed)
     z_T = torch.randn(n, *SHAPE, generator=generator)
-    return drift_in_nats(FROZEN, TUNED, ABAR, z_T, draws=8, generator=generator, **options)
+    return drift_in_nats(TUNED, frozen_chain(FROZEN, ABAR, z_T, draws=8, generator=generator, **options))
 
 
 def test_the_joint_gaussians_divergence_is_met_within_the_standard_error():
@@ -80,7 +80,8 @@ def test_with_blurred_outputs_the_term_of_t_0_is_added():
 
 def test_two_equal_networks_are_no_nats_apart():
     generator = torch.Generator().manual_seed(0)
-    same = drift_in_nats(FROZEN, FROZEN, ABAR, torch.randn(4, *SHAPE, generator=generator), draws=3, generator=generator)
+    chain = frozen_chain(FROZEN, ABAR, torch.randn(4, *SHAPE, generator=generator), draws=3, generator=generator)
+    same = drift_in_nats(FROZEN, chain)
     assert same[:3] == (0.0, 0.0, 0.0) and same.mean_squared_difference == 0.0
 
 
@@ -88,7 +89,7 @@ def test_the_plain_mean_square_is_that_of_uniform_timesteps():
     """Two networks that differ by a constant: its square, whatever the weights."""
     generator = torch.Generator().manual_seed(1)
     off = lambda z, t: FROZEN(z, t) + 0.25  # noqa: E731
-    found = drift_in_nats(FROZEN, off, ABAR, torch.randn(400, *SHAPE, generator=generator), draws=8, generator=generator)
+    found = drift_in_nats(off, frozen_chain(FROZEN, ABAR, torch.randn(400, *SHAPE, generator=generator), draws=8, generator=generator))
     assert found.mean_squared_difference == pytest.approx(0.0625, rel=0.1)
     assert found.mean == pytest.approx(math.prod(SHAPE) * 0.0625 * vlb_weights(ABAR)[1:].sum().item(), rel=1e-5)
 
@@ -109,4 +110,4 @@ def test_student_t_quantiles_are_those_of_the_tables(freedom, quantile):
 @pytest.mark.parametrize("n, draws", [(3, 4), (4, 0)])
 def test_too_few_are_an_error(n, draws):
     with pytest.raises(ValueError, match="at least 4 trajectories"):
-        drift_in_nats(FROZEN, TUNED, ABAR, torch.zeros(n, *SHAPE), draws=draws, generator=torch.Generator())
+        frozen_chain(FROZEN, ABAR, torch.zeros(n, *SHAPE), draws=draws, generator=torch.Generator())

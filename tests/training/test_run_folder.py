@@ -93,3 +93,14 @@ def test_a_folder_taken_between_naming_and_making_is_left_alone(tmp_path):
     first.create()
     with pytest.raises(ValueError, match="another run.*Start this one again"):
         second.create()
+
+
+@pytest.mark.parametrize("rank", ["RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"])
+def test_processes_of_one_run_share_its_folder_whatever_launched_them(tmp_path, monkeypatch, rank):
+    options = {"data_root": None, "base": [], "name": "x", "postfix": "", "datadir_in_name": True, "now": NOW}
+    first = new_run(str(tmp_path), **options)
+    first.create()
+    monkeypatch.setenv(rank, "1")
+    other = new_run(str(tmp_path), **options)
+    assert other.path == first.path
+    other.create()

@@ -72,3 +72,10 @@ def test_the_latent_colour_term_is_the_squared_distance_of_three_channels_from_t
     loss, log = L1WithGradient(kl_weight=0.0, latent_colour_weight=2.0)(x, x, near, 0, 0)
     assert log["train/latent_colour_loss"].item() == pytest.approx(0.25 / 3, rel=1e-5)
     assert loss.item() == pytest.approx(2 * 0.25 / 3, rel=1e-5)
+
+
+def test_latents_too_few_for_colours_are_refused_by_the_keys_names():
+    few = DiagonalGaussianDistribution(torch.zeros(1, 4, 2, 2))  # two channels: mean and variance of each
+    x = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(ValueError, match="latent_colour_weight.*2 latent channels.*embed_dim"):
+        L1WithGradient(latent_colour_weight=1.0)(x, x, few, 0, 0)
