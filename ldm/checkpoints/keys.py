@@ -11,6 +11,12 @@ from torch import Tensor
 POSITION_IDS = "position_ids"
 OPTIONAL_PREFIXES = ("first_stage_model.loss.",)
 
+NETWORKS = ("model.", "cond_stage_model.", "first_stage_model.")
+# Of a layer's low-rank adapter, below the layer's name.
+ADAPTER_A, ADAPTER_B, ADAPTER_ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
+# Plain values beside the state dict of a training checkpoint.
+NOTES = "latent_diffusion"
+
 # transformers < 5 wraps the text tower once more than today's
 TEXT_TOWER, WRAPPED_TEXT_TOWER = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
 
@@ -33,6 +39,16 @@ class Family(NamedTuple):
 def is_optional(key: str) -> bool:
     """Whether a checkpoint may lack this key, or have it without need."""
     return key.rpartition(".")[2] == POSITION_IDS or key.startswith(OPTIONAL_PREFIXES)
+
+
+def is_adapter(key: str) -> bool:
+    """Whether the key is of a low-rank adapter."""
+    return key.endswith((ADAPTER_A, ADAPTER_B, ADAPTER_ALPHA))
+
+
+def base_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The networks' own weights, whatever else is there: no adapters, and nothing that a checkpoint may lack or have without need."""
+    return {key: value for key, value in tensors.items() if key.startswith(NETWORKS) and not is_adapter(key) and not is_optional(key)}
 
 
 def starts_with(key: str, prefixes: Iterable[str]) -> bool:
@@ -84,7 +100,7 @@ def family(shapes: Mapping[str, torch.Size]) -> Family:
     width = next((shape[1] for key, shape in shapes.items() if key.endswith(CROSS_ATTENTION_INPUT)), None)
     if any(key.startswith(("down_blocks.", "unet.down_blocks.", "mid_block.")) for key in shapes):
         return Family("a model in diffusers' layout", width, None)
-    if any("lora_" in key for key in shapes):
+    if any("lora_" in key for key in shapes) and width is None:
         return Family("low-rank adapters, no model", width, None)
     if any(key.startswith("cond_stage_model.model.") for key in shapes) or width == 1024:
         return Family("Stable Diffusion 2", width, None)

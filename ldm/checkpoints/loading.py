@@ -93,4 +93,6 @@ def advice(have: Family) -> str:
         return f"; the file fits {have.config}"
     if have.name == "Stable Diffusion 2":
         return "; no yaml here builds that, take a checkpoint of Stable Diffusion 1 (v1-4, v1-5)"
+    if have.name.startswith("low-rank adapters"):
+        return "; merge them into the base that they were trained on (scripts/export_weights.py), and take the result"
     return "; take the yaml that this checkpoint was trained with"

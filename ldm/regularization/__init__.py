@@ -10,7 +10,7 @@ diffusion model's noisy latents and conditions. The parts, each chosen by `targe
 | --- | --- | --- |
 | `conditioning` | where in c? | EmptyPrompt, ClassPrompts, EmbeddingInterpolation, EncodingInterpolation, Hypersphere, PTIMorphing, Mixture |
 | `latents` | where in (z_t, t)? | TrainingLatents, NoiseLatents, PriorSamples, Trajectories |
-| `teacher` | who is right? | FrozenCopy, CachedTeacher |
+| `teacher` | who is right? | FrozenCopy, AdapterOff, CachedTeacher |
 | `losses` | how far apart? | NoiseMSE, NoiseHuber, RelativeMSE; over t: UniformWeights, VLBWeights, MinSNRWeights |
 | `weight` | how much, and when? | ConstantWeight, DriftBudget (with a `drift_meter`) |
 
@@ -37,11 +37,12 @@ from ldm.regularization.drift_meter import DriftMeter
 from ldm.regularization.latents import Latents, NoiseLatents, PriorSamples, TrainingLatents, Trajectories
 from ldm.regularization.losses import MinSNRWeights, NoiseHuber, NoiseMSE, RelativeMSE, UniformWeights, VLBWeights
 from ldm.regularization.regularizer import LocalityRegularizer
-from ldm.regularization.teacher import CachedTeacher, FrozenCopy, Teacher
+from ldm.regularization.teacher import AdapterOff, CachedTeacher, FrozenCopy, Teacher
 from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, Term, TrainingBatch, Words
 from ldm.regularization.weight import ConstantWeight, DriftBudget
 
 __all__ = [
+    "AdapterOff",
     "CachedTeacher",
     "Choice",
     "ClassPrompts",

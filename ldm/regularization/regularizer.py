@@ -79,6 +79,11 @@ class LocalityRegularizer:
             raise ValueError(
                 f"{self.latents.describe()} has no c_concat, which conditioning_key: hybrid needs beside the text; use latents_config: TrainingLatents."
             )
+        if self.teacher.needs_adapters and getattr(start.model, "adapters", None) is None:
+            raise ValueError(
+                f"{type(self.teacher).__name__} switches off the adapters that are tuned, and this model has none: it is tuned as a whole. "
+                "What fits: model.params.adapter_config, or teacher_config: FrozenCopy or CachedTeacher."
+            )
         self.teacher.check(self.conditioning, self.latents, start.concept_moves)
         self.conditioning.prepare(start)
         self.theta_hash = start.theta_hash

@@ -5,7 +5,7 @@ To add another, write `__call__`, and `prepare` where it must take or store some
 """
 import contextlib
 import copy
-from typing import Any, ContextManager, Dict, Optional, Sequence
+from typing import Any, ContextManager, Dict, Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from ldm.regularization.bank import hash_tensors, made_once
 from ldm.regularization.chance import Chance
 from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.latents import Latents
-from ldm.regularization.scopes import replaced
+from ldm.regularization.scopes import in_eval_mode, replaced
 from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, TrainingBatch
 
 
 class Teacher(Part):
     """What each teacher is by default: it takes nothing, and any probe will do."""
+
+    needs_adapters = False  # of the model, in the place of which θ would be tuned itself
 
     def check(self, conditioning: Conditioning, latents: Latents, concept_moves: bool = False) -> None:
         """Raise ValueError if this teacher cannot answer for such probes. concept_moves: the placeholder's vectors are being trained."""
@@ -74,6 +76,28 @@ class FrozenCopy(Teacher):
         if self._dtype == torch.float32:  # also where the student runs in 16 bits
             return torch.autocast(self._place.type, enabled=False)
         return torch.autocast(self._place.type, dtype=self._dtype)
+
+
+class AdapterOff(Teacher):
+    """The model itself with its low-rank adapters off: no second network; one more forward pass."""
+
+    needs_adapters = True
+
+    @torch.no_grad()
+    def settle(self, model: Model, choice: Choice) -> Choice:
+        with _as_theta_0(model):
+            return choice.settled(model.encode_prompts)
+
+    @torch.no_grad()
+    def __call__(self, model: Model, probes: NoisyLatents) -> Tensor:
+        with _as_theta_0(model):
+            return model.denoise(probes)
+
+
+@contextlib.contextmanager
+def _as_theta_0(model: Model) -> Iterator[None]:
+    with model.adapters.off(), in_eval_mode(nn.ModuleList(model.tuned_modules().values())):
+        yield
 
 
 class CachedTeacher(Teacher):

@@ -3,7 +3,7 @@
 Letters, for the whole package: z_t noisy latent (B, C, h, w) · t timestep (B,) · c = τ(p) encoding of a prompt p (B, L, d) ·
 e token embeddings before the text transformer (B, L, d) · f a network's output, f0 the frozen one's · θ the tuned, θ₀ the frozen network.
 """
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,13 @@ class Term(NamedTuple):
     logs: Dict[str, Any]  # without train/ or val/
 
 
+class Adapters(Protocol):
+    """Low-rank adapters beside the layers of a model whose own weights stand still."""
+
+    def off(self) -> ContextManager[None]:
+        """Inside, the model computes what it would without them."""
+
+
 class Model(Protocol):
     """What the parts ask of the model: `LatentDiffusion`'s own names, and six that `RegularizedLatentDiffusion` adds."""
 
@@ -83,6 +90,7 @@ class Model(Protocol):
     image_size: int
     parameterization: str  # what f is: "eps" or "x0"
     alphas_cumprod: Tensor  # (T,)
+    adapters: Optional[Adapters]  # None, or no such attribute, where θ itself is tuned
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z_t of shape (B, C, h, w)."""

@@ -18,7 +18,7 @@ SECTIONS = ("model", "data", "lightning")
 BLOCK_KEYS = ("target", "params")
 # What the models take as a block to build; anything else is one if it says `target:`.
 BLOCKS = ("unet_config", "first_stage_config", "cond_stage_config", "lossconfig", "ddconfig", "personalization_config", "regularization_config",
-          "scheduler_config", "optimizer_config")
+          "adapter_config", "scheduler_config", "optimizer_config")
 LIGHTNING_KEYS = ("trainer", "callbacks", "modelcheckpoint", "logger")
 NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 # Where a word of the user's stands a number may be meant as text.

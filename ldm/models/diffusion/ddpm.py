@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from ldm.checkpoints import LoadReport, load_weights
+from ldm.checkpoints.keys import NOTES
 from ldm.models.autoencoder import VQModelInterface
 from ldm.models.diffusion import ancestral, conditioning, frozen_base, noise_schedule, previews, tiles
 from ldm.models.diffusion.conditioning import DiffusionWrapper
@@ -30,9 +31,6 @@ from ldm.util import default, instantiate_from_config
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion", "Layout2ImgDiffusion", "disabled_train", "uniform_on_device"]
 
 logger = logging.getLogger(__name__)
-
-# Beside the state dict of a checkpoint: plain values that tensors do not say.
-NOTES = "latent_diffusion"
 
 
 def uniform_on_device(r1: float, r2: float, shape: Sequence[int], device: torch.device | str) -> Tensor:
@@ -48,6 +46,7 @@ class LatentDiffusion(DDPM):
     cond_stage_forward: the encoder's method, if not `encode`; conditioning_key: its way into the network (`conditioning`), None for concat or,
     without concat_mode, crossattn. personalization_config: the manager of learnt words; with it the networks train only under unfreeze_model
     (at model_lr), and the words unless train_embeddings is false; without it the network trains, and the encoder if it may.
+    adapter_config: low-rank adapters (`ldm.models.adapters`) that train in the place of the networks' weights, which then stand still.
     z = scale_factor · latent; scale_by_std: 1 / std of the first batch instead. num_timesteps_cond > 1 noises the condition too.
     All else is DDPM's. Raises ValueError for arguments that contradict each other.
     """
@@ -55,7 +54,8 @@ class LatentDiffusion(DDPM):
     def __init__(
         self, first_stage_config: Any, cond_stage_config: Any, personalization_config: Any = None, num_timesteps_cond: int | None = None,
         cond_stage_key: str = "image", cond_stage_trainable: bool = False, concat_mode: bool = True, cond_stage_forward: str | None = None,
-        conditioning_key: str | None = None, scale_factor: float = 1.0, scale_by_std: bool = False, *args: Any, train_embeddings: bool = True, **kwargs: Any,
+        conditioning_key: str | None = None, scale_factor: float = 1.0, scale_by_std: bool = False, *args: Any, train_embeddings: bool = True,
+        adapter_config: Any = None, **kwargs: Any,
     ):
         self.num_timesteps_cond = default(num_timesteps_cond, 1)
         if conditioning_key is None:
@@ -70,6 +70,7 @@ class LatentDiffusion(DDPM):
             raise ValueError("use_positional_encodings: no network of this project takes positional encodings; leave it false")
         if self.embedding_reg_weight > 0 and personalization_config is None:
             raise ValueError(f"embedding_reg_weight is {self.embedding_reg_weight}, but without personalization_config there are no learnt words to hold")
+        self.adapters = None if adapter_config is None else self._adapters(adapter_config, cond_stage_trainable)
         self.concat_mode, self.cond_stage_trainable, self.train_embeddings = concat_mode, cond_stage_trainable, train_embeddings
         self.cond_stage_key, self.cond_stage_forward = cond_stage_key, cond_stage_forward
         self.clip_denoised, self.bbox_tokenizer = False, None
@@ -88,7 +89,9 @@ class LatentDiffusion(DDPM):
             self.embedding_manager = self.instantiate_embedding_manager(personalization_config, self.cond_stage_model)
             if report is not None and not _words_file(personalization_config):
                 self._load_words(report)
-        self.parameter_plan(embeddings=train_embeddings, model=self.unfreeze_model).apply()
+        if self.adapters is not None:  # last, so that everything before meets the base under its own names
+            self.adapters.attach({"model": self.model, "cond_stage_model": self.cond_stage_model})
+        self.parameter_plan(embeddings=train_embeddings, model=self.tunes_networks).apply()
 
     # -- parts ---------------------------------------------------------------------------------------------------------------------
 
@@ -112,6 +115,16 @@ class LatentDiffusion(DDPM):
         if _words_file(config):
             manager.load(_words_file(config), strict_counts=True)
         return manager
+
+    def _adapters(self, config: Any, encoder_has_gradients: bool) -> Any:
+        if self.unfreeze_model:
+            raise ValueError("model.params.unfreeze_model is true, but adapter_config tunes adapters in the place of the weights: leave one of them out")
+        if self.use_ema:
+            raise ValueError("model.params.use_ema is true, but averages are of the network's own weights, which adapter_config holds still: set it to false")
+        adapters = instantiate_from_config(config)
+        if adapters.of_text and not encoder_has_gradients:
+            raise ValueError("adapter_config.params.text_rank tunes the text encoder, but cond_stage_trainable is false: it is run without gradients")
+        return adapters
 
     def _load_words(self, report: LoadReport) -> None:
         """Words that the checkpoint brings, which could not be loaded before their start vectors were read from its text encoder."""
@@ -244,13 +257,20 @@ class LatentDiffusion(DDPM):
 
     # -- who trains ----------------------------------------------------------------------------------------------------------------
 
+    @property
+    def tunes_networks(self) -> bool:
+        """Whether the networks are tuned beside the words, by their weights or by adapters."""
+        return self.unfreeze_model or self.adapters is not None
+
     def parameter_plan(self, *, embeddings: bool, model: bool) -> ParameterPlan:
         """Who trains when the words (embeddings) or the networks (model) do; a model without words trains its networks in any case."""
         parts = Parts(self.model, self.cond_stage_model, self.cond_stage_trainable, self.first_stage_model, self.embedding_manager, self._learnt_logvar())
+        if self.adapters is not None:
+            parts = parts._replace(encoder_trains=self.adapters.of_text, tunable=self.adapters.parameters_of)
         return parts.plan(words=embeddings, networks=model, learning_rate=self.learning_rate, model_lr=self.model_lr)
 
     def configure_optimizers(self) -> Any:
-        return with_schedule(self._optimizer(embeddings=self.train_embeddings, model=self.unfreeze_model), self.scheduler_config)
+        return with_schedule(self._optimizer(embeddings=self.train_embeddings, model=self.tunes_networks), self.scheduler_config)
 
     def configure_opt_embedding(self) -> torch.optim.Optimizer:
         """First phase of pivotal tuning: only the words learn from here on."""
@@ -278,6 +298,8 @@ class LatentDiffusion(DDPM):
 
     def _stands_on_base(self) -> bool:
         """Whether the networks are, and stay, what `base_checkpoint` holds."""
+        if self.adapters is not None:
+            return self.base_checkpoint is not None
         moving = any(p.requires_grad for name in ("model", "cond_stage_model") if getattr(self, name) is not None for p in getattr(self, name).parameters())
         return self.base_checkpoint is not None and self.embedding_manager is not None and not self.unfreeze_model and not moving
 

@@ -1,4 +1,4 @@
-"""Checkpoints of runs that learn words and leave the networks as they were: all but the frozen weights, and what says which weights those are.
+"""Checkpoints of runs that learn words or adapters and leave the networks as they were: all but the frozen weights, and what says which those are.
 
 The base is loaded again when such a run goes on; its hash shows that it is the same one.
 """
@@ -10,22 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from ldm.checkpoints import hash_tensors
+from ldm.checkpoints.keys import NETWORKS, base_weights, is_adapter
 
-NETWORKS = ("model.", "cond_stage_model.", "first_stage_model.")
 # The averages of weights that do not move are those weights.
 LEFT_OUT = (*NETWORKS, "model_ema.")
-# Stored by some versions of the libraries and not by others, or not used by the model: no part of what the weights are.
-NO_PART_OF_IT = ("position_ids", "first_stage_model.loss.")
 
 
 def base_hash(state_dict: Mapping[str, Tensor]) -> str:
     """SHA-256 of the networks' weights, whatever else is in `state_dict`."""
-    return hash_tensors({key: value for key, value in state_dict.items() if key.startswith(NETWORKS) and not any(part in key for part in NO_PART_OF_IT)})
+    return hash_tensors(base_weights(state_dict))
 
 
 def without_base(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a run that stands on a frozen base has learnt and counted itself."""
-    return {key: value for key, value in state_dict.items() if not key.startswith(LEFT_OUT)}
+    return {key: value for key, value in state_dict.items() if not _of_base(key)}
 
 
 def with_base(saved: Mapping[str, Tensor], present: Mapping[str, Tensor], notes: Mapping[str, Any], present_hash: str) -> dict[str, Tensor]:
@@ -38,4 +36,8 @@ def with_base(saved: Mapping[str, Tensor], present: Mapping[str, Tensor], notes:
             f"this run was trained on {notes['base_path']} (SHA-256 of its weights {notes['base_sha256']}), but the weights loaded now have {present_hash}. "
             f"Give the base checkpoint of the run: --actual_resume {notes['base_path']}"
         )
-    return {**{key: value for key, value in present.items() if key.startswith(LEFT_OUT)}, **saved}
+    return {**{key: value for key, value in present.items() if _of_base(key)}, **saved}
+
+
+def _of_base(key: str) -> bool:
+    return key.startswith(LEFT_OUT) and not is_adapter(key)

@@ -5,7 +5,7 @@ The order of the groups and of the parameters in them is part of the format of s
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,7 +75,8 @@ class ParameterPlan:
         groups = [group for group in self.train if group.parameters]
         if not groups:
             raise ValueError(
-                "no parameter is left to train: train_embeddings, unfreeze_model and cond_stage_trainable are all off. Switch on what should be learnt"
+                "no parameter is left to train: train_embeddings, unfreeze_model and cond_stage_trainable are all off, and there is no adapter_config. "
+                "Switch on what should be learnt"
             )
         unset = [group.name for group in groups if group.lr is None]
         if unset:
@@ -86,7 +87,10 @@ class ParameterPlan:
 
 
 class Parts(NamedTuple):
-    """What a latent diffusion model consists of; encoder (with gradients or not) and words (a manager of learnt ones) may be absent."""
+    """What a latent diffusion model consists of; encoder (tuned with the network or not) and words (a manager of learnt ones) may be absent.
+
+    tunable: which parameters of network and encoder are ever tuned, by default all.
+    """
 
     network: nn.Module
     encoder: nn.Module | None
@@ -94,25 +98,25 @@ class Parts(NamedTuple):
     first_stage: nn.Module
     words: nn.Module | None
     logvar: Sequence[nn.Parameter]
+    tunable: Callable[[nn.Module], Iterable[nn.Parameter]] = nn.Module.parameters
 
     def plan(self, *, words: bool, networks: bool, learning_rate: float | None, model_lr: float) -> ParameterPlan:
         """Who trains when the words or the networks do. A model without words trains its networks in any case, at learning_rate."""
         encoders = [] if self.encoder is None else [self.encoder]
         trainable, still = (encoders, []) if self.encoder_trains else ([], encoders)
         if self.words is None:
-            group = Group("model", [self.network, *trainable], [*_parameters(self.network, *trainable), *self.logvar], learning_rate)
+            group = Group("model", [self.network, *trainable], [*self._parameters(self.network, *trainable), *self.logvar], learning_rate)
             return ParameterPlan([group], frozen=[self.first_stage, *still])
         choices = [
             (words, Group("embeddings", [self.words], list(self.words.embedding_parameters()), learning_rate)),
-            (networks, Group("model", [*trainable, self.network], _parameters(*trainable, self.network), model_lr)),
+            (networks, Group("model", [*trainable, self.network], self._parameters(*trainable, self.network), model_lr)),
             (bool(self.logvar), Group("logvar", [], self.logvar, learning_rate)),
         ]
         standing = [module for trains, group in choices if not trains for module in group.modules]
         return ParameterPlan([group for trains, group in choices if trains], frozen=[self.first_stage, *still, *standing])
 
-
-def _parameters(*modules: nn.Module) -> list[nn.Parameter]:
-    return [parameter for module in modules for parameter in module.parameters()]
+    def _parameters(self, *modules: nn.Module) -> list[nn.Parameter]:
+        return [parameter for module in modules for parameter in self.tunable(module)]
 
 
 def with_schedule(optimizer: Optimizer, scheduler_config: Mapping[str, Any] | None) -> Any:

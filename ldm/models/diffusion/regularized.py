@@ -36,10 +36,10 @@ class RegularizedLatentDiffusion(LatentDiffusion):
                  regularization_config: Any = None, **kwargs: Any):  # fmt: skip
         regularizer = build_regularizer(regularization_config)
         if regularizer.on:
-            if personalization_config is not None and not kwargs.get("unfreeze_model", False):
+            if personalization_config is not None and not kwargs.get("unfreeze_model", False) and not kwargs.get("adapter_config"):
                 raise ValueError(
                     f"weight_config.params.weight is {regularizer.weight.weight} but model.params.unfreeze_model is false: nothing that the term could "
-                    "hold still is being tuned. Set unfreeze_model: true, or weight: 0."
+                    "hold still is being tuned. Set unfreeze_model: true (or give an adapter_config), or weight: 0."
                 )
             if personalization_config is None and regularizer.conditioning.needs_concept:
                 raise ValueError(f"{regularizer.conditioning.describe()} needs a concept to be near to, and there is no personalization_config")
@@ -66,7 +66,8 @@ class RegularizedLatentDiffusion(LatentDiffusion):
     def _take_theta_0(self) -> None:
         if not self._base:
             raise ValueError("the locality term holds a network to its base checkpoint, and none was given: name it with --actual_resume, or set weight: 0")
-        named = {key: value for key, value in self.state_dict().items() if key.startswith(THETA) and not key.endswith("position_ids")}
+        apart = getattr(getattr(self, "adapters", None), "keys", ())  # zero now, and random in part
+        named = {key: value for key, value in self.state_dict().items() if key.startswith(THETA) and not key.endswith("position_ids") and key not in apart}
         theta_hash = hash_tensors(named)
         strategy = trainer_part(self, "strategy", "training_type_plugin")
         device = torch.device(getattr(strategy, "root_device", self.device))
@@ -204,6 +205,9 @@ class RegularizedLatentDiffusion(LatentDiffusion):
     def tuned_modules(self) -> Dict[str, nn.Module]:
         """The network; and the text encoder, where that is or will be tuned."""
         tuned = {"model": self.model}
+        adapters = getattr(self, "adapters", None)
+        if adapters is not None:
+            return {**tuned, "cond_stage_model": self.cond_stage_model} if adapters.of_text else tuned
         if self.cond_stage_trainable or any(p.requires_grad for p in self.cond_stage_model.parameters()):
             tuned["cond_stage_model"] = self.cond_stage_model
         return tuned
