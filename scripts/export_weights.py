@@ -1,6 +1,10 @@
 """Weights alone, without the optimiser's state: a file of about the base model's size that every tool loads.
 
     python scripts/export_weights.py logs/RUN model.safetensors --half
+    python scripts/export_weights.py logs/LORA_RUN model.safetensors --adapter-strength 0.8
+    python scripts/export_weights.py lora.safetensors model.safetensors --adapter-strength 0.8 --base-checkpoint sd-v1-4.ckpt
+
+Low-rank adapters are merged into the model that they were trained on: W + strength · (alpha / rank) · B A, under the model's own keys.
 """
 import argparse
 import sys
@@ -14,14 +18,17 @@ from ldm.checkpoints.export import export_weights
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="run folder, or one of its checkpoints")
+    parser.add_argument("source", help="run folder, or one of its checkpoints; or a file of low-rank adapters (this project's or kohya's)")
     parser.add_argument("out", help="file to write, .safetensors or .ckpt")
     parser.add_argument("--half", action="store_true", help="as 16-bit floats: half the size")
     parser.add_argument("--averaged", action="store_true", help="the averaged weights (use_ema) instead of the last ones")
+    parser.add_argument("--adapter-strength", type=float, metavar="S", help="how much of the low-rank adapters is merged in; 1 unless given")
+    parser.add_argument("--base-checkpoint", metavar="MODEL", help="the model that the adapters were trained on; a run names its own")
     parser.add_argument("--trust_pickle", action="store_true", help="read a checkpoint that holds more than weights: it can run code, so only your own")
     opt = parser.parse_args(argv)
     try:
-        count = export_weights(opt.source, opt.out, dtype=torch.float16 if opt.half else None, averaged=opt.averaged, trust_pickle=opt.trust_pickle)
+        count = export_weights(opt.source, opt.out, dtype=torch.float16 if opt.half else None, averaged=opt.averaged, trust_pickle=opt.trust_pickle,
+                               adapter_strength=opt.adapter_strength, base=opt.base_checkpoint)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
     reading   any checkpoint → dictionary, without running code      writing   dictionary → file, whole or not at all
     keys      names that differ between checkpoints                  loading   named tensors → module, strictly
     embeddings  the learnt words                                     export    a run → weights alone
+    adapters    low-rank adapters of two layouts, merged
 """
 from ldm.checkpoints.loading import LoadReport, load_tensors, load_weights
 from ldm.checkpoints.reading import read_checkpoint, read_state_dict

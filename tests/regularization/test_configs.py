@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm.models.diffusion.regularized import build_regularizer
-from ldm.regularization import CachedTeacher, ClassPrompts, ConstantWeight, NoiseMSE, PriorSamples
+from ldm.regularization import AdapterOff, CachedTeacher, ClassPrompts, ConstantWeight, NoiseMSE, PriorSamples
 from ldm.training.validation import check_config
 from tests.golden.case import REPOSITORY
 
@@ -34,8 +34,10 @@ def test_only_target_and_term_differ_from_the_twin(path):
 def test_the_term_is_the_recommended_one(path):
     regularizer = build_regularizer(OmegaConf.load(path).model.params.regularization_config)
     parts = regularizer.weight, regularizer.conditioning, regularizer.latents, regularizer.teacher, regularizer.loss
-    assert [type(part) for part in parts] == [ConstantWeight, ClassPrompts, PriorSamples, CachedTeacher, NoiseMSE]
-    assert (regularizer.latents.samples, regularizer.latents.ddim_steps, regularizer.latents.guidance_scale, regularizer.teacher.noisings) == (64, 50, 1.0, 16)
+    adapters = "lora" in path.stem
+    assert [type(part) for part in parts] == [ConstantWeight, ClassPrompts, PriorSamples, AdapterOff if adapters else CachedTeacher, NoiseMSE]
+    assert (regularizer.latents.samples, regularizer.latents.ddim_steps, regularizer.latents.guidance_scale) == (64, 50, 1.0)
+    assert adapters or regularizer.teacher.noisings == 16
     assert regularizer.seed == 23 and regularizer.on
     if path.parent.name != "characters":
         assert vars(regularizer.weight) == SD and regularizer.batch_size == 1
@@ -55,7 +57,22 @@ def test_it_opens_with_a_note_that_names_its_own_command(path):
     assert f"--base {path.relative_to(REPOSITORY)}" in note and "run:" in note
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*pivotal*.yaml")), ids=lambda path: path.stem)
+PIVOTAL = sorted((REPOSITORY / "configs").rglob("*pivotal*.yaml"))
+
+
+@pytest.mark.parametrize("path", [path for path in PIVOTAL if "lora" in path.stem], ids=lambda path: path.stem)
+def test_adapters_differ_from_the_whole_network_in_who_is_tuned_alone(path):
+    """And, regularised, in the teacher, which then needs neither a copy nor a store."""
+    adapted, whole = as_values(path), as_values(path.with_name(path.name.replace("_lora", "")))
+    assert adapted["model"]["params"].pop("adapter_config")["target"] == "ldm.models.adapters.LowRankAdapters"
+    assert whole["model"]["params"].pop("unfreeze_model") is True and "unfreeze_model" not in adapted["model"]["params"]
+    for known in (adapted, whole):
+        known["model"]["params"].pop("model_lr")
+        known["model"]["params"].get("regularization_config", {"params": {"teacher_config": None}})["params"].pop("teacher_config")
+    assert adapted == whole
+
+
+@pytest.mark.parametrize("path", [path for path in PIVOTAL if "lora" not in path.stem], ids=lambda path: path.stem)
 def test_two_phases_fix_the_word_before_the_network_moves(path):
     """Everything is tuned in the second phase, which lasts; what of the word is cached is known from then on."""
     config = OmegaConf.load(path)

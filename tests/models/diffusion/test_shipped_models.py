@@ -44,6 +44,9 @@ def test_every_shipped_model_can_be_built_and_knows_who_trains(path, vocabulary)
     expected = {"embedding_manager"} if words else {"model"}
     if words and model.unfreeze_model:
         expected |= {"model", "cond_stage_model"}
+    if model.adapters is not None:
+        expected |= {"model"}
+        assert all("lora_" in name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("embedding_manager."))
     if not words and model.cond_stage_trainable:
         expected |= {"cond_stage_model"}
     assert trained == expected
