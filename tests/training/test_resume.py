@@ -11,8 +11,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from ldm.checkpoints import save_weights
-from tests.training import toy
+from ldm.checkpoints import read_state_dict, save_weights
+from tests.regularization.tiny_runs import term_config
+from tests.training import tiny, toy
 
 
 def assert_same_training(ours: dict, theirs: dict) -> None:
@@ -137,3 +138,30 @@ def test_resume_of_a_folder_without_checkpoint_says_so(train, tmp_path):
 def test_resume_of_nothing_says_where_it_looked(train):
     ran = train(None, "-r", "nowhere/at/all")
     assert ran.code == 1 and "cannot find nowhere/at/all" in ran.out and str(Path.cwd()) in ran.out
+
+
+@pytest.mark.parametrize("stop", [2, 5], ids=["in the first phase", "in the second"])
+def test_a_run_on_adapters_held_to_the_network_without_them_resumes_bit_for_bit(train, tmp_path, stop):
+    """Two phases: the word alone for an epoch of 4 steps, then adapters, with the term."""
+    plain = tiny.config(tiny.photos(tmp_path / "photos", count=2))
+    term = term_config(tmp_path / "banks", teacher="AdapterOff", latents="TrainingLatents")
+    adapters = {"target": "ldm.models.adapters.LowRankAdapters", "params": {"rank": 2, "dropout": 0.1}}
+    plain["model"]["target"] = "ldm.models.diffusion.regularized.RegularizedLatentDiffusion"
+    plain["model"]["params"] |= {"unfreeze_model": False, "adapter_config": adapters, "regularization_config": term}
+    plain["lightning"]["callbacks"]["swap"] = {"target": "main.ModeSwapCallback", "params": {"swap_step": 4, "train_embeddings_after": False}}
+    base = read_state_dict(tiny.base_checkpoint(tmp_path / "base.safetensors"))
+    torch.manual_seed(1)  # no layer is zero: behind one that stands still at zero no adapter could learn
+    base = {key: value if value.any() or not key.startswith("model.") else 0.05 * torch.randn_like(value) for key, value in base.items()}
+    save_weights(tmp_path / "base.ckpt", base)
+    words = ("--actual_resume", str(tmp_path / "base.ckpt"))
+    straight = train(plain, *words, "--max_steps", "8")
+    first = train(plain, *words, "--max_steps", str(stop))
+    assert first.code == 0 and first.last["global_step"] == stop, first.out
+    resumed = train(None, "-r", str(first.folder), "--max_steps", "8")
+    assert resumed.code == 0, resumed.out
+    last = torch.load(first.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert_same_training(last, straight.last)
+    assert last["regularization"]["acted"] == straight.last["regularization"]["acted"] == 4
+    moved = [key for key in last["state_dict"] if key.endswith("lora_B.weight")]
+    assert moved and all(last["state_dict"][key].any() for key in moved)
+    assert not any(key.endswith("to_q.weight") for key in last["state_dict"]), "the base is not saved again"
