@@ -13,6 +13,7 @@ from ldm.checkpoints import read_state_dict
 from ldm.evaluation.models import chosen_device, default_names, load_frozen, load_run, open_run, sampling_of, subjects, words_of
 from ldm.training.run import main as training_command
 from tests.evaluation import small_characters
+from tests.evaluation.scripts import script
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,22 @@ def test_a_run_that_learnt_a_word_alone_is_laid_over_its_base(tmp_path, pair):
     assert not same(model, {key: value for key, value in read_state_dict(pair.base).items() if key.startswith(("model.", "cond_stage_model."))})
     learnt = {key: value for key, value in read_state_dict(folder / "checkpoints" / "last.ckpt").items() if key.startswith("embedding_manager.")}
     assert learnt and not same(model, learnt)
+
+
+def test_a_run_on_adapters_is_laid_over_its_base_and_exported_merged(tmp_path, pair, capsys):
+    config = small_characters.write_configs(tmp_path)["unregularized"]
+    words = ["--base", config, "-t", "--actual_resume", pair.base, "--data_root", pair.pictures, "-l", tmp_path / "logs", "--no-test"]
+    adapters = "model.params.adapter_config.target=ldm.models.adapters.LowRankAdapters"
+    assert training_command([*map(str, words), "model.params.unfreeze_model=false", adapters]) == 0
+    (folder,) = (tmp_path / "logs").iterdir()
+    model = load_run(open_run(folder), pair.base, device=CPU)
+    assert not same(model, {**read_state_dict(pair.base), **read_state_dict(folder / "checkpoints" / "last.ckpt")})
+    assert any(model.state_dict()[key].any() for key in model.adapters.keys if key.endswith("lora_B.weight"))
+    out = tmp_path / "merged.safetensors"
+    assert script("export_weights").main([str(folder), str(out), "--adapter-strength", "0.8"]) == 0
+    assert same(load_frozen(OmegaConf.create(small_characters.config()), out, device=CPU), read_state_dict(pair.base))
+    assert script("export_weights").main([str(pair.base), str(out), "--adapter-strength", "0.8"]) == 1
+    assert "holds no low-rank adapters" in capsys.readouterr().err
 
 
 def test_what_is_no_run_is_refused_by_name(tmp_path, pair):
