@@ -1,11 +1,15 @@
 """The regularised configurations: their unregularised twins plus the term, and nothing else."""
 from __future__ import annotations
 
+import re
+
 import pytest
 from omegaconf import OmegaConf
 
+from ldm.data.character_world import THINGS
+from ldm.evaluation.prompts import read_prompts
 from ldm.models.diffusion.regularized import build_regularizer
-from ldm.regularization import AdapterOff, CachedTeacher, ClassPrompts, ConstantWeight, NoiseMSE, PriorSamples
+from ldm.regularization import AdapterOff, CachedTeacher, ClassPrompts, ConstantWeight, Mixture, NoiseMSE, PriorSamples, Words
 from ldm.training.validation import check_config
 from tests.golden.case import REPOSITORY
 
@@ -34,13 +38,25 @@ def test_only_target_and_term_differ_from_the_twin(path):
 def test_the_term_is_the_recommended_one(path):
     regularizer = build_regularizer(OmegaConf.load(path).model.params.regularization_config)
     parts = regularizer.weight, regularizer.conditioning, regularizer.latents, regularizer.teacher, regularizer.loss
-    adapters = "lora" in path.stem
-    assert [type(part) for part in parts] == [ConstantWeight, ClassPrompts, PriorSamples, AdapterOff if adapters else CachedTeacher, NoiseMSE]
+    adapters, small = "lora" in path.stem, path.parent.name == "characters"
+    teacher = AdapterOff if adapters else CachedTeacher
+    assert [type(part) for part in parts] == [ConstantWeight, Mixture if small else ClassPrompts, PriorSamples, teacher, NoiseMSE]
     assert (regularizer.latents.samples, regularizer.latents.ddim_steps, regularizer.latents.guidance_scale) == (64, 50, 1.0)
     assert adapters or regularizer.teacher.noisings == 16
     assert regularizer.seed == 23 and regularizer.on
-    if path.parent.name != "characters":
+    if not small:
         assert vars(regularizer.weight) == SD and regularizer.batch_size == 1
+
+
+def test_a_characters_prompts_are_the_captions_bare_and_dressed_and_none_that_is_measured_as_held_out():
+    config = OmegaConf.load(REPOSITORY / "configs" / "characters" / "finetune_unfrozen_reg.yaml")
+    conditioning = build_regularizer(config.model.params.regularization_config).conditioning
+    conditioning.bind(Words(("*",), "character", ("a photo of a {}",)))
+    known = conditioning.known_prompts()
+    assert {"a photo of a character", "the character", "a character wearing a red hat"} <= set(known)
+    held_out = [prompt.text for prompt in read_prompts(REPOSITORY / "assets" / "characters" / "prompts" / "heldout.txt")]
+    shapes = {re.sub("|".join(THINGS), "{}", text) for text in held_out}
+    assert not shapes & {prompt.replace("character", "{}") for prompt in known}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
