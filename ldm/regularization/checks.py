@@ -9,6 +9,12 @@ def positive(number: float, key: str) -> float:
     return float(number)
 
 
+def not_negative(number: float, key: str) -> float:
+    if not 0 <= float(number) < math.inf:
+        raise ValueError(f"{key} is {number}; expected a number of at least 0")
+    return float(number)
+
+
 def whole(number: int, key: str) -> int:
     if int(number) != number or number < 1:
         raise ValueError(f"{key} is {number}; expected a whole number of at least 1")

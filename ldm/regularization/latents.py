@@ -25,6 +25,10 @@ class Latents(Part):
     def prepare(self, start: Start, conditioning: Conditioning) -> None:
         """Do, once, what takes time before training."""
 
+    def first_t(self, model: Model) -> int:
+        """The least timestep that a probe can have."""
+        return 0
+
     def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
         """n probes with the device and dtype of the batch."""
         raise NotImplementedError
@@ -67,6 +71,9 @@ class NoiseLatents(Latents):
         choice = choose(slots, chance.generator).select(_each(self.samples, noisings))
         z_t = chance.normal((len(choice), *latent_shape(start.model)))
         return NoisyLatents(z_t, self._timesteps(len(choice), start.model, chance), choice)
+
+    def first_t(self, model: Model) -> int:
+        return 0 if self.any_t else model.num_timesteps - 1
 
     def _timesteps(self, n: int, model: Model, chance: Chance) -> Tensor:
         return chance.timesteps(n, model.num_timesteps) if self.any_t else torch.full((n,), model.num_timesteps - 1)

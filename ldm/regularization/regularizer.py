@@ -11,7 +11,7 @@ import torch
 from ldm.regularization.chance import SEED_LIMIT, Chance
 from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.latents import Latents, latent_shape
-from ldm.regularization.losses import NoiseMSE
+from ldm.regularization.losses import Loss, NoiseMSE
 from ldm.regularization.teacher import Teacher
 from ldm.regularization.types import Model, NoisyLatents, Start, Term, TrainingBatch, Words
 from ldm.regularization.weight import ConstantWeight
@@ -85,6 +85,8 @@ class LocalityRegularizer:
                 "What fits: model.params.adapter_config, or teacher_config: FrozenCopy or CachedTeacher."
             )
         self.teacher.check(self.conditioning, self.latents, start.concept_moves)
+        if isinstance(self.loss, Loss):  # else a bare function
+            self.loss.prepare(start, self.latents.first_t(start.model))
         self.conditioning.prepare(start)
         self.theta_hash = start.theta_hash
         self.training_chance = Chance((self.seed + start.rank) % SEED_LIMIT)

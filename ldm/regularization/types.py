@@ -95,6 +95,9 @@ class Model(Protocol):
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """z_t of shape (B, C, h, w)."""
 
+    def differentiable_decode_first_stage(self, z: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in about [-1, 1] of latents (B, C, h, w); with a graph to them, and none to the decoder's own weights."""
+
     def denoise(self, probes: NoisyLatents, theta: Optional[Dict[str, nn.Module]] = None) -> Tensor:
         """f at the probes (B, C, h, w), through `apply_model`; with the modules of `theta` in place of the model's own if given."""
 

@@ -65,7 +65,7 @@ EXCEPTIONS = {
     ("ldm.evaluation", "ldm.training.compose"): "a report reads a run's yaml files as the run itself composed them",
     ("ldm.checkpoints", "ldm.regularization.bank"): "the one function that hashes tensors; the island may import nothing of ours",
 }
-ISLAND_LIBRARIES = {"torch", "tqdm"}
+ISLAND_LIBRARIES = {"torch", "torchmetrics", "tqdm"}
 
 
 def module_name(path: Path) -> str:
