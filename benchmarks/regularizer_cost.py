@@ -1,6 +1,7 @@
 """What the locality term costs a training step: time and memory, with the term over without it.
 
 python benchmarks/regularizer_cost.py [--config configs/characters/finetune_unfrozen.yaml] [--base-checkpoint assets/characters/model.safetensors]
+    [--loss '{target: ldm.regularization.losses.ImageSpace, params: {lpips_weight: 0}}']
 
 All variants train side by side in one process and take turns step by step, so that whatever else the machine does meets all of them alike.
 The last line is one JSON object:
@@ -10,6 +11,8 @@ The last line is one JSON object:
     default_ratio the shipped yaml, with its own probes and its own `every`: median over whole cycles of `every` steps
     cached_extra_memory_ratio  (peak memory of CachedTeacher's step − peak of a plain one) / the latter, each in a process of its own;
                   null where the system does not tell peaks (it is read from /proc)
+and with --loss, of the shipped yaml with this loss over the same with its own:
+    loss_ratio, loss_memory_ratio  time of a step, median over whole cycles; peak memory
 Counting passes, a forward and a backward costing 1 and 2: copy (3·8 + 3·4 + 4) / (3·8) = 1.67, cached (3·8 + 3·4) / (3·8) = 1.5.
 """
 from __future__ import annotations
@@ -30,18 +33,20 @@ from tqdm import tqdm
 from ldm.util import get_obj_from_str
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VARIANTS = ("plain", "copy", "cached", "default")
+VARIANTS = ("plain", "copy", "cached", "default", "loss")
 PROBES = 4
 FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
-def variant_config(plain: DictConfig, regularized: DictConfig, variant: str) -> DictConfig:
-    """The model section of a variant: the shipped yaml's own, or its term with another teacher, 4 probes and in every step."""
+def variant_config(plain: DictConfig, regularized: DictConfig, variant: str, loss: str | None) -> DictConfig:
+    """The model section of a variant: the shipped yaml's own, with `loss`, or its term with another teacher, 4 probes and in every step."""
     if variant == "plain":
         return plain.model
     model = OmegaConf.create(OmegaConf.to_container(regularized.model))
-    if variant != "default":
-        term = model.params.regularization_config.params
+    term = model.params.regularization_config.params
+    if variant == "loss":
+        term.loss_config = OmegaConf.create(loss)
+    elif variant != "default":
         term.batch_size = PROBES
         term.weight_config.params.every = 1
         term.teacher_config = {"target": "ldm.regularization.teacher." + ("FrozenCopy" if variant == "copy" else "CachedTeacher")}
@@ -89,16 +94,23 @@ def measure_time(configs: dict[str, DictConfig], options: argparse.Namespace, pi
                 seconds[name].append(spent)
     plain = seconds["plain"]
     ratio = {name: statistics.median(a / b for a, b in zip(seconds[name], plain, strict=True)) for name in ("copy", "cached")}
-    per_cycle = [sum(seconds["default"][i : i + every]) / sum(plain[i : i + every]) for i in range(0, len(plain), every)]
-    return {
-        "plain_s": statistics.median(plain), "copy_ratio": ratio["copy"], "cached_ratio": ratio["cached"], "default_ratio": statistics.median(per_cycle),
+
+    def per_cycle(name: str, over: str) -> float:
+        return statistics.median(sum(seconds[name][i : i + every]) / sum(seconds[over][i : i + every]) for i in range(0, len(plain), every))
+
+    result = {
+        "plain_s": statistics.median(plain), "copy_ratio": ratio["copy"], "cached_ratio": ratio["cached"], "default_ratio": per_cycle("default", "plain"),
     }  # fmt: skip
+    if "loss" in seconds:
+        result["loss_ratio"] = per_cycle("loss", "default")
+    return result
 
 
 def peak_bytes(variant: str, options: argparse.Namespace) -> int:
     """Peak resident memory of steps of one variant, in a process of its own."""
     words = [sys.executable, __file__, "--peak-of", variant, "--config", str(options.config), "--base-checkpoint", str(options.base_checkpoint)]
-    printed = subprocess.run([*words, "--batch-size", str(options.batch_size)], check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout
+    words += ["--batch-size", str(options.batch_size), *(["--loss", options.loss] if options.loss else [])]
+    printed = subprocess.run(words, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout
     return int(printed.strip().split("\n")[-1])
 
 
@@ -121,13 +133,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=40, help="measured steps of each variant")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--loss", help="a loss_config, as yaml, to be compared with the shipped one's")
     parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
 
     plain = OmegaConf.load(options.config)
     regularized = OmegaConf.load(options.config.with_name(options.config.stem + "_reg.yaml"))
     pixels = int(plain.data.params.train.params.size)
-    configs = {name: variant_config(plain, regularized, name) for name in VARIANTS}
+    configs = {name: variant_config(plain, regularized, name, options.loss) for name in VARIANTS if name != "loss" or options.loss}
     if options.peak_of:
         print_peak(configs[options.peak_of], options, pixels)
         return
@@ -137,6 +150,8 @@ def main() -> None:
     if FORGET_PEAK.exists():
         plain_peak, cached_peak = (peak_bytes(name, options) for name in ("plain", "cached"))
         ratios["cached_extra_memory_ratio"] = round((cached_peak - plain_peak) / plain_peak, 4)
+        if options.loss:
+            ratios["loss_memory_ratio"] = round(peak_bytes("loss", options) / peak_bytes("default", options), 4)
     print(json.dumps(ratios))
 
 
