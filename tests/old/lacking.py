@@ -15,6 +15,13 @@ NOT_THERE = {
     "test_with_a_word_that_moves_storing_is_refused_and_what_fits_is_named[growing": "no train_embeddings",
     "test_pictures_of_a_real_first_stage[CODEBOOK": "the stand-ins have one first stage",
     "test_copy_in_half_precision_rounds_and_answers_in_the_students_dtype[float16": "torch 1.10 knows no float16 on the CPU",
+    "test_term_and_gradient_are_exactly_zero_at_step_zero": "no adapter_config",
+    "test_it_is_the_copy_without_the_copy": "the same",
+    "test_theta_0_is_that_of_a_run_on_the_whole_network": "the same",
+    "test_training_moves_the_adapters_and_not_theta_0": "the same",
+    "test_with_weight_0_adapters_are_tuned": "the same",
+    "test_nothing_is_held_while_the_word_learns_alone": "the same",
+    "test_an_untuned_text_encoder_is_not_copied": "the same",
     "test_the_student_is_the_averaged_network_inside_ema_scope": "its averages begin before the checkpoint is read",
 }
 

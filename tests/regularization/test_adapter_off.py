@@ -72,7 +72,7 @@ def test_training_moves_the_adapters_and_not_theta_0(base, tmp_path, term):
     assert any(not torch.equal(before[key], after[key]) for key in model.adapters.keys)
 
 
-def test_with_weight_0_the_run_is_bit_identical_to_the_unregularised_one(base, tmp_path):
+def test_with_weight_0_adapters_are_tuned_bit_by_bit_as_in_an_unregularised_run(base, tmp_path):
     torch.manual_seed(4)
     plain = plain_model(base, **ADAPTERS)
     torch.manual_seed(4)
