@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from ldm.util import get_obj_from_str
@@ -53,10 +54,13 @@ def variant_config(plain: DictConfig, regularized: DictConfig, variant: str, los
     return model
 
 
-def build(config: DictConfig, base_checkpoint: Path, learning_rate: float) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """The model as `main.py` would train it, and its optimiser. Its `global_step` is counted by hand: there is no Trainer here."""
+def build(config: DictConfig, base_checkpoint: Path, learning_rate: float, pixels: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The model as `main.py` would train it, and its optimiser. There is no Trainer here: steps are counted by hand, and the training set is given."""
     model_class = get_obj_from_str(config.target)
-    counted = type(model_class.__name__, (model_class,), {"steps_done": 0, "global_step": property(lambda self: self.steps_done)})
+    of_a_trainer = {
+        "steps_done": 0, "global_step": property(lambda self: self.steps_done), "training_items": lambda self: [item_of(pixels)] * 8,
+    }  # fmt: skip
+    counted = type(model_class.__name__, (model_class,), of_a_trainer)
     model = counted(**config.params, ckpt_path=str(base_checkpoint))
     model.learning_rate = learning_rate
     model.setup("fit")
@@ -65,9 +69,9 @@ def build(config: DictConfig, base_checkpoint: Path, learning_rate: float) -> tu
     return model, optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer["optimizer"]
 
 
-def batch_of(model: torch.nn.Module, size: int, pixels: int) -> dict[str, Any]:
-    """A batch of noise pictures with captions: the time of a step does not depend on what they show."""
-    return {"image": torch.rand(size, pixels, pixels, 3) * 2 - 1, "caption": ["a photo of a *"] * size}
+def item_of(pixels: int) -> dict[str, Any]:
+    """A picture of noise with a caption: the time of a step does not depend on what it shows."""
+    return {"image": torch.rand(pixels, pixels, 3) * 2 - 1, "caption": "a photo of a *"}
 
 
 def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -> float:
@@ -82,8 +86,8 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict[s
 
 
 def measure_time(configs: dict[str, DictConfig], options: argparse.Namespace, pixels: int) -> dict[str, float]:
-    trained = {name: build(config, options.base_checkpoint, options.learning_rate) for name, config in configs.items()}
-    batch = batch_of(trained["plain"][0], options.batch_size, pixels)
+    trained = {name: build(config, options.base_checkpoint, options.learning_rate, pixels) for name, config in configs.items()}
+    batch = default_collate([item_of(pixels) for _ in range(options.batch_size)])
     every = int(configs["default"].params.regularization_config.params.weight_config.params.get("every", 1))
     cycles = max(2, -(-options.rounds // every))
     seconds: dict[str, list[float]] = {name: [] for name in trained}
@@ -116,8 +120,8 @@ def peak_bytes(variant: str, options: argparse.Namespace) -> int:
 
 def print_peak(config: DictConfig, options: argparse.Namespace, pixels: int) -> None:
     """Prints the peak resident memory of steps in this process, in bytes; Linux only."""
-    model, optimizer = build(config, options.base_checkpoint, options.learning_rate)
-    batch = batch_of(model, options.batch_size, pixels)
+    model, optimizer = build(config, options.base_checkpoint, options.learning_rate, pixels)
+    batch = default_collate([item_of(pixels) for _ in range(options.batch_size)])
     step(model, optimizer, batch)
     FORGET_PEAK.write_text("5")  # that of building: what counts is held and used while training
     for _ in range(4):

@@ -9,7 +9,7 @@ diffusion model's noisy latents and conditions. The parts, each chosen by `targe
 | file | question | answers |
 | --- | --- | --- |
 | `conditioning` | where in c? | EmptyPrompt, ClassPrompts, EmbeddingInterpolation, EncodingInterpolation, Hypersphere, PTIMorphing, Mixture |
-| `latents` | where in (z_t, t)? | TrainingLatents, NoiseLatents, PriorSamples, Trajectories |
+| `latents` | where in (z_t, t)? | TrainingLatents, NoiseLatents, PriorSamples, Trajectories, TrainingPictures, MixedLatents |
 | `teacher` | who is right? | FrozenCopy, AdapterOff, CachedTeacher |
 | `losses` | how far apart? | NoiseMSE, NoiseHuber, RelativeMSE, ImageSpace; over t: UniformWeights, VLBWeights, MinSNRWeights |
 | `weight` | how much, and when? | ConstantWeight, DriftBudget (with a `drift_meter`) |
@@ -34,7 +34,7 @@ from ldm.regularization.conditioning import (
 )
 from ldm.regularization.drift import DriftInNats, FrozenChain, drift_in_nats, frozen_chain
 from ldm.regularization.drift_meter import DriftMeter
-from ldm.regularization.latents import Latents, NoiseLatents, PriorSamples, TrainingLatents, Trajectories
+from ldm.regularization.latents import Latents, MixedLatents, NoiseLatents, PriorSamples, TrainingLatents, TrainingPictures, Trajectories
 from ldm.regularization.losses import ImageSpace, MinSNRWeights, NoiseHuber, NoiseMSE, RelativeMSE, UniformWeights, VLBWeights
 from ldm.regularization.regularizer import LocalityRegularizer
 from ldm.regularization.teacher import AdapterOff, CachedTeacher, FrozenCopy, Teacher
@@ -61,6 +61,7 @@ __all__ = [
     "Latents",
     "LocalityRegularizer",
     "MinSNRWeights",
+    "MixedLatents",
     "Mixture",
     "Model",
     "NoiseHuber",
@@ -76,6 +77,7 @@ __all__ = [
     "Term",
     "TrainingBatch",
     "TrainingLatents",
+    "TrainingPictures",
     "Trajectories",
     "UniformWeights",
     "VLBWeights",

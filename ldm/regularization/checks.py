@@ -15,9 +15,9 @@ def not_negative(number: float, key: str) -> float:
     return float(number)
 
 
-def whole(number: int, key: str) -> int:
-    if int(number) != number or number < 1:
-        raise ValueError(f"{key} is {number}; expected a whole number of at least 1")
+def whole(number: int, key: str, least: int = 1) -> int:
+    if int(number) != number or number < least:
+        raise ValueError(f"{key} is {number}; expected a whole number of at least {least}")
     return int(number)
 
 

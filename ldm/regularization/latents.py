@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ldm.regularization.bank import made_once
 from ldm.regularization.chance import Chance
 from ldm.regularization.checks import whole
+from ldm.regularization.choices import Joined
 from ldm.regularization.conditioning import Conditioning, Slot, choose
 from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, TrainingBatch
 
@@ -79,25 +80,89 @@ class NoiseLatents(Latents):
         return chance.timesteps(n, model.num_timesteps) if self.any_t else torch.full((n,), model.num_timesteps - 1)
 
 
-class Drawn(Latents):
+class SampleBank(Latents):
+    """What the sources share that keep samples, each with its prompt, and deal them in shuffled rounds."""
+
+    listable = True
+
+    def __init__(self, samples: int):
+        self.samples = whole(samples, "latents_config.params.samples")
+        self._slots: List[Slot] = []
+
+    def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
+        return self.probes(model, batch, chance.deal(n, self.samples), chance)
+
+    def probes(self, model: Model, batch: TrainingBatch, rows: Sequence[int], chance: Chance) -> NoisyLatents:
+        """One probe for each of these samples, with the device and dtype of the batch."""
+        raise NotImplementedError
+
+    def _choices(self, rows: Sequence[int], chance: Chance) -> Choice:
+        return choose([self._slots[row] for row in rows], chance.generator)
+
+
+class NoisedSamples(SampleBank):
+    """What the banks share that keep z_0 (samples, C, h, w), to be noised to a random timestep of at least t_min."""
+
+    t_min = 0
+    _z_0: Tensor
+
+    def first_t(self, model: Model) -> int:
+        return self.t_min
+
+    def probes(self, model: Model, batch: TrainingBatch, rows: Sequence[int], chance: Chance) -> NoisyLatents:
+        z_0 = self._z_0[rows].to(batch.z_t)
+        t = (self.t_min + chance.timesteps(len(rows), model.num_timesteps - self.t_min)).to(batch.t)
+        z_t = model.q_sample(z_0, t, chance.normal(z_0.shape).to(z_0))
+        return NoisyLatents(z_t, t, self._choices(rows, chance))
+
+    def population(self, start: Start, conditioning: Conditioning, noisings: int) -> NoisyLatents:
+        chance = Chance(start.seed)
+        rows = _each(self.samples, noisings)
+        t = self.t_min + _one_in_each(noisings, start.model.num_timesteps - self.t_min, self.samples, chance)
+        z_0 = self._z_0[rows]
+        noise = chance.normal(z_0.shape)
+        z_t = start.model.q_sample(z_0.to(start.device), t.to(start.device), noise.to(start.device)).cpu()
+        return NoisyLatents(z_t, t, choose(self._slots, chance.generator).select(rows))
+
+
+class TrainingPictures(NoisedSamples):
+    """The training pictures, as the training set shows and the first stage encodes them, noised to a random timestep.
+
+    With the prompts of the conditioning: what the concept's pictures show under its own word, its class must not. The way on which samples of
+    the class go astray leads there, and samples that the frozen model draws hardly come near it.
+    samples: how many, the pictures taking turns. t_min: the least timestep. Where little noise hides the picture its details are held too, and
+    these the concept needs: with t_min 0 the leak is least, and so are its edits.
+    """
+
+    def __init__(self, samples: int = 16, t_min: int = 0):
+        super().__init__(samples)
+        self.t_min = whole(t_min, "latents_config.params.t_min", least=0)
+
+    def prepare(self, start: Start, conditioning: Conditioning) -> None:
+        steps = start.model.num_timesteps
+        if self.t_min >= steps:
+            raise ValueError(f"latents_config.params.t_min is {self.t_min}, and the model has {steps} timesteps; expected 0 to {steps - 1}")
+        self._slots = conditioning.slots(self.samples, Chance(start.seed).generator)
+        self._z_0 = start.model.encode_training_pictures(self.samples, start.seed).float().cpu()
+
+
+class Drawn(SampleBank):
     """What the sources share that let the frozen model draw, once, before training.
 
     samples: how many, for the conditioning's prompts; ddim_steps, guidance_scale: how. sampling_batch_size: at a time.
     cache_dir: where they are kept (a folder in the user's cache unless given).
     """
 
-    listable = True
     kind = ""  # what the bank holds, for people and for its key
 
     def __init__(
         self, samples: int = 64, ddim_steps: int = 50, guidance_scale: float = 1.0, sampling_batch_size: int = 8, cache_dir: Optional[str] = None
     ):
-        self.samples = whole(samples, "latents_config.params.samples")
+        super().__init__(samples)
         self.ddim_steps = whole(ddim_steps, "latents_config.params.ddim_steps")
         self.guidance_scale = float(guidance_scale)
         self._sampling_batch_size = whole(sampling_batch_size, "latents_config.params.sampling_batch_size")
         self._cache_dir = cache_dir
-        self._slots: List[Slot] = []
 
     def made(self, start: Start, conditioning: Conditioning) -> Dict[str, Tensor]:
         """What `sample` returns for all samples, from disk if they were drawn before."""
@@ -123,11 +188,8 @@ class Drawn(Latents):
         """What is kept of samples drawn for these prompts from x_T (B, C, h, w): tensors (B, ...)."""
         raise NotImplementedError
 
-    def _choices(self, rows: Sequence[int], chance: Chance) -> Choice:
-        return choose([self._slots[row] for row in rows], chance.generator)
 
-
-class PriorSamples(Drawn):
+class PriorSamples(Drawn, NoisedSamples):
     """What the frozen model draws for the conditioning's prompts, noised to a random timestep."""
 
     kind = "prior samples"
@@ -137,22 +199,6 @@ class PriorSamples(Drawn):
 
     def prepare(self, start: Start, conditioning: Conditioning) -> None:
         self._z_0 = self.made(start, conditioning)["z_0"]
-
-    def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
-        rows = chance.deal(n, self.samples)
-        z_0 = self._z_0[rows].to(batch.z_t)
-        t = chance.timesteps(n, model.num_timesteps).to(batch.t)
-        z_t = model.q_sample(z_0, t, chance.normal(z_0.shape).to(z_0))
-        return NoisyLatents(z_t, t, self._choices(rows, chance))
-
-    def population(self, start: Start, conditioning: Conditioning, noisings: int) -> NoisyLatents:
-        chance = Chance(start.seed)
-        rows = _each(self.samples, noisings)
-        t = _one_in_each(noisings, start.model.num_timesteps, self.samples, chance)
-        z_0 = self._z_0[rows]
-        noise = chance.normal(z_0.shape)
-        z_t = start.model.q_sample(z_0.to(start.device), t.to(start.device), noise.to(start.device)).cpu()
-        return NoisyLatents(z_t, t, choose(self._slots, chance.generator).select(rows))
 
 
 class Trajectories(Drawn):
@@ -171,9 +217,8 @@ class Trajectories(Drawn):
         bank = self.made(start, conditioning)
         self._states, self._t = bank["states"], bank["t"]
 
-    def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
-        rows = chance.deal(n, self.samples)
-        states = chance.timesteps(n, self._t.shape[1])
+    def probes(self, model: Model, batch: TrainingBatch, rows: Sequence[int], chance: Chance) -> NoisyLatents:
+        states = chance.timesteps(len(rows), self._t.shape[1])
         z_t, t = self._states[rows, states], self._t[rows, states]
         return NoisyLatents(z_t.to(batch.z_t), t.to(batch.t), self._choices(rows, chance))
 
@@ -182,6 +227,50 @@ class Trajectories(Drawn):
         rows = _each(self.samples, noisings)
         states = _one_in_each(noisings, self._t.shape[1], self.samples, chance)
         return NoisyLatents(self._states[rows, states], self._t[rows, states], choose(self._slots, chance.generator).select(rows))
+
+
+class MixedLatents(SampleBank):
+    """Several banks as one. Each has the share of its samples: of 64 prior samples and 16 training pictures comes every fifth probe from the latter."""
+
+    def __init__(self, parts: Sequence[SampleBank]):
+        self.parts = list(parts)
+        if not self.parts:
+            raise ValueError("MixedLatents: parts is an empty list; give at least one source")
+        for part in self.parts:
+            if not isinstance(part, SampleBank):
+                raise ValueError(
+                    f"MixedLatents: {type(part).__name__} keeps no samples whose number could say how large its share is. "
+                    "What fits: PriorSamples, Trajectories, TrainingPictures."
+                )
+        super().__init__(sum(part.samples for part in self.parts))
+
+    def first_t(self, model: Model) -> int:
+        return min(part.first_t(model) for part in self.parts)
+
+    def prepare(self, start: Start, conditioning: Conditioning) -> None:
+        for part in self.parts:
+            part.prepare(start, conditioning)
+
+    def probes(self, model: Model, batch: TrainingBatch, rows: Sequence[int], chance: Chance) -> NoisyLatents:
+        drawn: List[NoisyLatents] = []
+        first = 0
+        for part in self.parts:
+            mine = [row - first for row in rows if first <= row < first + part.samples]
+            first += part.samples
+            if mine:
+                drawn.append(part.probes(model, batch, mine, chance))
+        return _joined(drawn)
+
+    def population(self, start: Start, conditioning: Conditioning, noisings: int) -> NoisyLatents:
+        return _joined([part.population(start, conditioning, noisings) for part in self.parts])
+
+    def describe(self) -> str:
+        return " + ".join(part.describe() for part in self.parts)
+
+
+def _joined(probes: Sequence[NoisyLatents]) -> NoisyLatents:
+    rows = [(number, row) for number, part in enumerate(probes) for row in range(len(part.t))]
+    return NoisyLatents(torch.cat([part.z_t for part in probes]), torch.cat([part.t for part in probes]), Joined([part.choice for part in probes], rows))
 
 
 def latent_shape(model: Model) -> Sequence[int]:

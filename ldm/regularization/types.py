@@ -83,7 +83,7 @@ class Adapters(Protocol):
 
 
 class Model(Protocol):
-    """What the parts ask of the model: `LatentDiffusion`'s own names, and six that `RegularizedLatentDiffusion` adds."""
+    """What the parts ask of the model: `LatentDiffusion`'s own names, and seven that `RegularizedLatentDiffusion` adds."""
 
     num_timesteps: int
     channels: int
@@ -109,6 +109,9 @@ class Model(Protocol):
 
     def encode_prompts(self, prompts: Sequence[str], edit_tokens: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
         """τ of the encoder in place (`PromptEncoder`)."""
+
+    def encode_training_pictures(self, n: int, seed: int) -> Tensor:
+        """z_0 (n, C, h, w) of items of the training set, whatever the state of the run's own generators."""
 
     def tuned_modules(self) -> Dict[str, nn.Module]:
         """The modules that tuning may change, by attribute name."""

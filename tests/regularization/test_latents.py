@@ -4,7 +4,17 @@ from collections import Counter
 import pytest
 import torch
 
-from ldm.regularization import ClassPrompts, EmptyPrompt, Mixture, NoiseLatents, PriorSamples, TrainingLatents, Trajectories
+from ldm.regularization import (
+    ClassPrompts,
+    EmptyPrompt,
+    MixedLatents,
+    Mixture,
+    NoiseLatents,
+    PriorSamples,
+    TrainingLatents,
+    TrainingPictures,
+    Trajectories,
+)
 from ldm.regularization.chance import Chance
 from tests.regularization.doubles import WORDS, ToyModel, batch_of, start_of
 
@@ -205,3 +215,94 @@ def test_the_keys_of_existing_banks_hold(conditioning, prior, tmp_path):
 def test_counts_below_one_are_refused(make):
     with pytest.raises(ValueError, match="latents_config.params"):
         make()
+
+
+class Album(ToyModel):
+    """Whose training picture number n is n + 1 everywhere."""
+
+    def encode_training_pictures(self, n, seed):
+        return torch.arange(1.0, n + 1).view(n, 1, 1, 1).expand(n, 2, 4, 4)
+
+
+def test_training_pictures_are_noised_by_the_models_own_schedule_from_t_min_on(conditioning):
+    model, latents = Album(), TrainingPictures(samples=1, t_min=8)
+    latents.prepare(start_of(model), conditioning)
+    assert latents.first_t(model) == 8
+    for probes in (latents.draw(model, batch_of(1), 4000, conditioning, Chance(0)), latents.population(start_of(model), conditioning, 4000)):
+        assert set(probes.t.tolist()) == set(range(8, 20))
+        for t in (8, 19):
+            abar, z_t = model.alphas_cumprod[t], probes.z_t[probes.t == t]
+            torch.testing.assert_close(z_t.mean(), abar.sqrt(), atol=0.05, rtol=0)
+            torch.testing.assert_close(z_t.var(), 1 - abar, atol=0.05, rtol=0)
+
+
+def test_training_pictures_are_met_with_the_class_and_never_with_the_concept(conditioning):
+    latents = TrainingPictures(samples=6)
+    latents.prepare(start_of(Album()), conditioning)
+    batch = batch_of(2, captions=("a photo of a *",) * 2)
+    for probes in (latents.draw(Album(), batch, 6, conditioning, Chance(0)), latents.population(start_of(Album()), conditioning, 3)):
+        assert set(probes.choice.texts) == set(conditioning.known_prompts()) and not any("*" in text for text in probes.choice.texts)
+
+
+def test_a_least_timestep_that_the_model_does_not_have_is_refused(conditioning):
+    with pytest.raises(ValueError, match="t_min is 20.*20 timesteps.*0 to 19"):
+        TrainingPictures(t_min=20).prepare(start_of(Album()), conditioning)
+    with pytest.raises(ValueError, match="t_min is -1"):
+        TrainingPictures(t_min=-1)
+
+
+@pytest.fixture
+def mixed(conditioning, prior):
+    """Six prior samples, all 0, and three training pictures, at timesteps from 10 on; without noise, so that z_t tells the source."""
+
+    class Model(Album):
+        def draw_prior(self, prompts, x_T, ddim_steps, guidance_scale):
+            return torch.zeros_like(x_T)
+
+    model = Model()
+    model.alphas_cumprod.fill_(1.0)
+    latents = MixedLatents([prior(samples=6), TrainingPictures(samples=3, t_min=10)])
+    latents.prepare(start_of(model), conditioning)
+    return model, latents
+
+
+def test_of_several_sources_each_has_the_share_of_its_samples(conditioning, mixed):
+    model, latents = mixed
+    assert latents.samples == 9 and latents.first_t(model) == 0
+    chance = Chance(0)
+    rounds = [latents.draw(model, batch_of(1), 9, conditioning, chance) for _ in range(50)]
+    for probes in rounds:
+        assert Counter(probes.z_t.mean(dim=(1, 2, 3)).tolist()) == {0.0: 6, 1.0: 1, 2.0: 1, 3.0: 1}
+    listed = latents.population(start_of(model), conditioning, 50)
+    assert Counter(listed.z_t.mean(dim=(1, 2, 3)).tolist()) == {0.0: 300, 1.0: 50, 2.0: 50, 3.0: 50}
+    for probes in (*rounds, listed):
+        assert len(probes.choice) == len(probes.t) == len(probes.z_t)
+        of_pictures = probes.t[probes.z_t.mean(dim=(1, 2, 3)) > 0]
+        assert of_pictures.min() >= 10
+    assert torch.cat([probes.t for probes in rounds]).min() == listed.t.min() == 0
+
+
+def test_of_several_sources_each_sample_keeps_its_prompt(mixed):
+    model, latents = mixed
+    mixture = Mixture([EmptyPrompt(), ClassPrompts()])
+    mixture.bind(WORDS)
+    latents.prepare(start_of(model), mixture)
+    prompts = [slot.prompt for slot in latents.parts[1]._slots]
+    for probes in (latents.draw(model, batch_of(1), 40, mixture, Chance(0)), latents.population(start_of(model), mixture, 3)):
+        lengths = probes.choice.encode(lambda texts: torch.tensor([float(len(text)) for text in texts]).view(-1, 1, 1)).flatten().tolist()
+        for number, length in zip(probes.z_t.mean(dim=(1, 2, 3)).tolist(), lengths):
+            assert not number or length == len(prompts[int(number) - 1])
+
+
+def test_several_sources_may_fall_on_one_alone_in_a_small_draw(conditioning, mixed):
+    model, latents = mixed
+    chance = Chance(0)
+    assert {len(latents.draw(model, batch_of(1), 1, conditioning, chance).t) for _ in range(20)} == {1}
+
+
+def test_only_sources_that_keep_samples_can_be_joined():
+    for part in (TrainingLatents(), NoiseLatents()):
+        with pytest.raises(ValueError, match=f"{type(part).__name__} keeps no samples.*PriorSamples, Trajectories, TrainingPictures"):
+            MixedLatents([PriorSamples(), part])
+    with pytest.raises(ValueError, match="parts is an empty list"):
+        MixedLatents([])

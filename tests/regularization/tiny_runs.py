@@ -127,16 +127,17 @@ class Log(Logger):
 
 
 def fit(model: LatentDiffusion, folder: Path, *, steps: int, pictures: int = 4, batch_size: int = 2, resume: str | None = None, validate: bool = False,
-        save: bool = False, **settings: Any) -> Log:  # fmt: skip
-    """Train in order of the pictures; with `save`, leave `last.ckpt` in `folder`."""
+        save: bool = False, datamodule: pl.LightningDataModule | None = None, **settings: Any) -> Log:  # fmt: skip
+    """Train in order of the pictures, or on a data module; with `save`, leave `last.ckpt` in `folder`."""
     pl.seed_everything(11)
     log = Log()
     trainer = pl.Trainer(
         **{"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", "devices": 1, "logger": log, "log_every_n_steps": 1, "enable_checkpointing": False,
            "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0, "default_root_dir": str(folder), **settings}
     )  # fmt: skip
-    validation = [DataLoader(Pictures(2), batch_size=2)] if validate else []
-    trainer.fit(model, DataLoader(Pictures(pictures), batch_size=batch_size), *validation, ckpt_path=resume, weights_only=True)
+    validation = [DataLoader(Pictures(2), batch_size=2)] if validate else None
+    data = {"datamodule": datamodule} if datamodule else {"train_dataloaders": DataLoader(Pictures(pictures), batch_size=batch_size)}
+    trainer.fit(model, val_dataloaders=validation, ckpt_path=resume, weights_only=True, **data)
     if save:
         trainer.save_checkpoint(folder / "last.ckpt")
     return log

@@ -6,10 +6,14 @@ The original's hooks do the original's work; `p_losses` adds the term. With weig
 `setup("fit")`: the base checkpoint is loaded by then, a resumed run's weights are not. It never enters the state dict.
 """
 import logging
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+import random
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data.dataloader import default_collate
 
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -202,6 +206,20 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         )  # fmt: skip
         return z_0, sampler, passed
 
+    def encode_training_pictures(self, n: int, seed: int) -> Tensor:
+        """z_0 (n, C, h, w) of the first n items of the training set, drawn and encoded by the chance of `seed` alone."""
+        items = self.training_items()
+        with seeded(seed):
+            z_0 = [self.get_input(default_collate([items[number % len(items)]]), self.first_stage_key)[0] for number in range(n)]
+        return torch.cat(z_0)
+
+    def training_items(self) -> Any:
+        """The training set of the run (`DataModuleFromConfig.datasets`). Raises ValueError where the Trainer has none."""
+        items = getattr(trainer_part(self, "datamodule"), "datasets", {}).get("train")
+        if items is None:
+            raise ValueError("latents_config: TrainingPictures needs the run's training set, and its data module names none (`datasets`)")
+        return items
+
     def tuned_modules(self) -> Dict[str, nn.Module]:
         """The network; and the text encoder, where that is or will be tuned."""
         tuned = {"model": self.model}
@@ -258,3 +276,18 @@ def trainer_part(module: nn.Module, *names: str) -> Any:
     """The first of these parts that the module's trainer has (their names differ between versions of Lightning); None without a trainer."""
     trainer = vars(module).get("_trainer") or vars(module).get("trainer")
     return next((getattr(trainer, name) for name in names if hasattr(trainer, name)), None)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the generators of Python, NumPy and torch start from `seed`; afterwards they go on as if nothing had been drawn."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
