@@ -9,7 +9,18 @@ from omegaconf import OmegaConf
 from ldm.data.character_world import THINGS
 from ldm.evaluation.prompts import read_prompts
 from ldm.models.diffusion.regularized import build_regularizer
-from ldm.regularization import AdapterOff, CachedTeacher, ClassPrompts, ConstantWeight, Mixture, NoiseMSE, PriorSamples, Words
+from ldm.regularization import (
+    AdapterOff,
+    CachedTeacher,
+    ClassPrompts,
+    ConstantWeight,
+    MixedLatents,
+    Mixture,
+    NoiseMSE,
+    PriorSamples,
+    TrainingPictures,
+    Words,
+)
 from ldm.training.validation import check_config
 from tests.golden.case import REPOSITORY
 
@@ -40,9 +51,12 @@ def test_the_term_is_the_recommended_one(path):
     parts = regularizer.weight, regularizer.conditioning, regularizer.latents, regularizer.teacher, regularizer.loss
     adapters, small = "lora" in path.stem, path.parent.name == "characters"
     teacher = AdapterOff if adapters else CachedTeacher
-    assert [type(part) for part in parts] == [ConstantWeight, Mixture if small else ClassPrompts, PriorSamples, teacher, NoiseMSE]
-    assert (regularizer.latents.samples, regularizer.latents.ddim_steps, regularizer.latents.guidance_scale) == (64, 50, 1.0)
-    assert adapters or regularizer.teacher.noisings == 16
+    conditioning, latents = (Mixture, MixedLatents) if small else (ClassPrompts, PriorSamples)
+    assert [type(part) for part in parts] == [ConstantWeight, conditioning, latents, teacher, NoiseMSE]
+    prior = regularizer.latents.parts[0] if small else regularizer.latents
+    assert (prior.samples, prior.ddim_steps, prior.guidance_scale) == (256 if small else 64, 50, 1.0)
+    assert not small or [(type(part), part.samples, part.t_min) for part in regularizer.latents.parts[1:]] == [(TrainingPictures, 16, 200)]
+    assert adapters or regularizer.teacher.noisings == (8 if small else 16)
     assert regularizer.seed == 23 and regularizer.on
     if not small:
         assert vars(regularizer.weight) == SD and regularizer.batch_size == 1
