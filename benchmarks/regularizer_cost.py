@@ -57,10 +57,10 @@ def variant_config(plain: DictConfig, regularized: DictConfig, variant: str, los
 def build(config: DictConfig, base_checkpoint: Path, learning_rate: float, pixels: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """The model as `main.py` would train it, and its optimiser. There is no Trainer here: steps are counted by hand, and the training set is given."""
     model_class = get_obj_from_str(config.target)
-    of_a_trainer = {
+    without_trainer = {
         "steps_done": 0, "global_step": property(lambda self: self.steps_done), "training_items": lambda self: [item_of(pixels)] * 8,
     }  # fmt: skip
-    counted = type(model_class.__name__, (model_class,), of_a_trainer)
+    counted = type(model_class.__name__, (model_class,), without_trainer)
     model = counted(**config.params, ckpt_path=str(base_checkpoint))
     model.learning_rate = learning_rate
     model.setup("fit")

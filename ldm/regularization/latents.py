@@ -128,13 +128,13 @@ class NoisedSamples(SampleBank):
 class TrainingPictures(NoisedSamples):
     """The training pictures, as the training set shows and the first stage encodes them, noised to a random timestep.
 
-    With the prompts of the conditioning: what the concept's pictures show under its own word, its class must not. The way on which samples of
-    the class go astray leads there, and samples that the frozen model draws hardly come near it.
-    samples: how many, the pictures taking turns. t_min: the least timestep. Where little noise hides the picture its details are held too, and
-    these the concept needs: with t_min 0 the leak is least, and so are its edits.
+    With the prompts of the conditioning, which should be the class's: what the concept's pictures show under its own word, its class must not. Samples
+    of the class that go astray come near these pictures; samples that the frozen model draws hardly do.
+    samples: how many, one from each item of the training set in turn. t_min: the least timestep; at smaller ones the pictures' details are held too,
+    which costs the concept its edits.
     """
 
-    def __init__(self, samples: int = 16, t_min: int = 0):
+    def __init__(self, samples: int = 16, t_min: int = 200):
         super().__init__(samples)
         self.t_min = whole(t_min, "latents_config.params.t_min", least=0)
 
@@ -235,17 +235,17 @@ class MixedLatents(SampleBank):
     def __init__(self, parts: Sequence[SampleBank]):
         self.parts = list(parts)
         if not self.parts:
-            raise ValueError("MixedLatents: parts is an empty list; give at least one source")
+            raise ValueError("MixedLatents: latents_config.params.parts is an empty list; give at least one source")
         for part in self.parts:
             if not isinstance(part, SampleBank):
                 raise ValueError(
-                    f"MixedLatents: {type(part).__name__} keeps no samples whose number could say how large its share is. "
+                    f"MixedLatents: {type(part).__name__} in latents_config.params.parts keeps no samples whose number could say how large its share is. "
                     "What fits: PriorSamples, Trajectories, TrainingPictures."
                 )
         super().__init__(sum(part.samples for part in self.parts))
 
     def first_t(self, model: Model) -> int:
-        return min(part.first_t(model) for part in self.parts)
+        return max(part.first_t(model) for part in self.parts)  # a loss that counts no probe from there on would leave a part unheard
 
     def prepare(self, start: Start, conditioning: Conditioning) -> None:
         for part in self.parts:

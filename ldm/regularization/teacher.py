@@ -120,7 +120,7 @@ class CachedTeacher(Teacher):
         if not latents.listable:
             raise ValueError(
                 f"CachedTeacher cannot store outputs at {type(latents).__name__}, which are new in every step. "
-                "What fits: latents from PriorSamples or NoiseLatents (TrainingPictures for the training set's own), or teacher_config: FrozenCopy."
+                "What fits: latents from PriorSamples or NoiseLatents, Trajectories, TrainingPictures, MixedLatents of these; or teacher_config: FrozenCopy."
             )
         if conditioning.needs_concept and concept_moves:
             raise ValueError(

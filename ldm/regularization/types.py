@@ -83,7 +83,7 @@ class Adapters(Protocol):
 
 
 class Model(Protocol):
-    """What the parts ask of the model: `LatentDiffusion`'s own names, and seven that `RegularizedLatentDiffusion` adds."""
+    """What the parts ask of the model: `LatentDiffusion`'s own names, and those that `RegularizedLatentDiffusion` adds."""
 
     num_timesteps: int
     channels: int

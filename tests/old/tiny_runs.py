@@ -124,8 +124,8 @@ class Log(LightningLoggerBase):
 TRAINERS = collections.deque(maxlen=4)
 
 
-def fit(model, folder, *, steps, pictures=4, batch_size=2, resume=None, validate=False, save=False, **settings):
-    """Train in order of the pictures; with `save`, leave `last.ckpt` in `folder`, as main.py does: while it trains.
+def fit(model, folder, *, steps, pictures=4, batch_size=2, resume=None, validate=False, save=False, datamodule=None, **settings):
+    """Train in order of the pictures, or on a data module; with `save`, leave `last.ckpt` in `folder`, as main.py does: while it trains.
 
     (What this Lightning saves when training is over counts one step too many.)
     """
@@ -139,8 +139,9 @@ def fit(model, folder, *, steps, pictures=4, batch_size=2, resume=None, validate
            "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0, "default_root_dir": str(folder), **settings}
     )  # fmt: skip
     TRAINERS.append(trainer)
-    validation = [DataLoader(Pictures(2), batch_size=2)] if validate else []
-    trainer.fit(model, DataLoader(Pictures(pictures), batch_size=batch_size), *validation, ckpt_path=resume)
+    validation = DataLoader(Pictures(2), batch_size=2) if validate else None
+    data = {"datamodule": datamodule} if datamodule else {"train_dataloaders": DataLoader(Pictures(pictures), batch_size=batch_size)}
+    trainer.fit(model, val_dataloaders=validation, ckpt_path=resume, **data)
     return log
 
 

@@ -237,7 +237,7 @@ def test_training_pictures_are_noised_by_the_models_own_schedule_from_t_min_on(c
 
 
 def test_training_pictures_are_met_with_the_class_and_never_with_the_concept(conditioning):
-    latents = TrainingPictures(samples=6)
+    latents = TrainingPictures(samples=6, t_min=0)
     latents.prepare(start_of(Album()), conditioning)
     batch = batch_of(2, captions=("a photo of a *",) * 2)
     for probes in (latents.draw(Album(), batch, 6, conditioning, Chance(0)), latents.population(start_of(Album()), conditioning, 3)):
@@ -268,7 +268,7 @@ def mixed(conditioning, prior):
 
 def test_of_several_sources_each_has_the_share_of_its_samples(conditioning, mixed):
     model, latents = mixed
-    assert latents.samples == 9 and latents.first_t(model) == 0
+    assert latents.samples == 9 and latents.first_t(model) == 10
     chance = Chance(0)
     rounds = [latents.draw(model, batch_of(1), 9, conditioning, chance) for _ in range(50)]
     for probes in rounds:
@@ -302,7 +302,7 @@ def test_several_sources_may_fall_on_one_alone_in_a_small_draw(conditioning, mix
 
 def test_only_sources_that_keep_samples_can_be_joined():
     for part in (TrainingLatents(), NoiseLatents()):
-        with pytest.raises(ValueError, match=f"{type(part).__name__} keeps no samples.*PriorSamples, Trajectories, TrainingPictures"):
+        with pytest.raises(ValueError, match=f"{type(part).__name__} in .*parts keeps no samples.*PriorSamples, Trajectories, TrainingPictures"):
             MixedLatents([PriorSamples(), part])
     with pytest.raises(ValueError, match="parts is an empty list"):
         MixedLatents([])

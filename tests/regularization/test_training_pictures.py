@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
+from tests.models.diffusion.tiny import WORDS, with_params
 from tests.regularization.tiny_runs import Pictures, fit, ready, regularized_model
 
-PICTURES = ("TrainingPictures", {"samples": 4})
+PICTURES = ("TrainingPictures", {"samples": 4, "t_min": 0})
 
 
 def mixed_in(banks):
@@ -48,18 +49,26 @@ def model_on_pictures(base, banks, **term):
 
 def test_the_pictures_are_the_training_sets_as_its_first_stage_encodes_them(base, tmp_path):
     model = model_on_pictures(base, tmp_path)
-    z_0 = model.encode_training_pictures(7, seed=5)
-    assert z_0.shape == (7, model.channels, model.image_size, model.image_size) and z_0.isfinite().all()
-    plain = Pictures(3).pictures.permute(0, 3, 1, 2)
-    turned = [torch.cat([picture.flip(axes)[None] for picture in plain]) for axes in ([], [1], [2], [1, 2])]
-    possible = [model.get_first_stage_encoding(model.encode_first_stage(pictures).mode()) for pictures in turned]
-    spread = [model.encode_first_stage(pictures).std * model.scale_factor for pictures in turned]
-    chosen = set()
+    model.get_first_stage_encoding = lambda posterior: model.scale_factor * posterior.mode()  # without its own noise
+    z_0 = model.encode_training_pictures(9, seed=5)
+    assert z_0.shape == (9, model.channels, model.image_size, model.image_size)
+    pictures = Pictures(3).pictures.permute(0, 3, 1, 2)
+    possible = [model.get_first_stage_encoding(model.encode_first_stage(pictures.flip(axes))) for axes in ([], [2], [3], [2, 3])]
+    chosen = []
     for number, z in enumerate(z_0):
-        apart = [((z - mode[number % 3]) / std[number % 3]).square().mean().item() for mode, std in zip(possible, spread, strict=True)]
-        assert min(apart) < 2, "one of its four mirrorings, within the scatter of its posterior"
-        chosen.add(apart.index(min(apart)))
-    assert len(chosen) > 1
+        equal = [turn for turn, mirrored in enumerate(possible) if torch.allclose(z, mirrored[number % 3], atol=1e-5)]
+        assert len(equal) == 1, "one of its four mirrorings, and of no other picture"
+        chosen += equal
+    assert len(set(chosen)) > 1
+
+
+def test_they_leave_the_words_own_training_alone(base, tmp_path):
+    several = {"personalization_config": with_params(WORDS, num_vectors_per_token=3, progressive_words=True), "cond_stage_trainable": False}
+    model = regularized_model(base, tmp_path, {**several, "train_embeddings": True}, latents=PICTURES)
+    model.training_items = lambda: Mirrored(3)
+    before = model.embedding_manager.progressive_counter
+    model.encode_training_pictures(4, seed=5)
+    assert model.embedding_manager.progressive_counter == before
 
 
 def test_they_depend_on_the_seed_alone_and_leave_the_runs_chance_as_it_was(base, tmp_path):
@@ -101,10 +110,28 @@ def test_a_resumed_run_is_the_straight_one(base, tmp_path, teacher):
     assert list(resumed) == [4, 5] and resumed[4] == straight[4], "the same bank, and the same place in it"
 
 
-def test_a_run_without_a_data_module_is_told_what_is_missing(base, tmp_path):
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from Pictures(2)
+
+
+@pytest.mark.parametrize(("datasets", "found"), [(None, "none"), ({}, "none"), ({"train": Stream()}, "Stream"), ({"train": Pictures(0)}, "Pictures without")])
+def test_a_run_without_numbered_pictures_is_told_what_is_missing(base, tmp_path, datasets, found):
     model = regularized_model(base, tmp_path / "banks", latents=PICTURES)
-    with pytest.raises(ValueError, match="TrainingPictures needs the run's training set.*datasets"):
-        fit(model, tmp_path, steps=1)
+    data = Data()
+    data.setup = lambda stage=None: setattr(data, "datasets", datasets)
+    with pytest.raises(ValueError, match=f"TrainingPictures needs the run's training set.*found {found}.*DataModuleFromConfig"):
+        fit(model, tmp_path, steps=1, datamodule=data)
+
+
+def test_so_is_one_without_a_data_module(base, tmp_path):
+    with pytest.raises(ValueError, match="TrainingPictures needs the run's training set.*found none"):
+        fit(regularized_model(base, tmp_path / "banks", latents=PICTURES), tmp_path, steps=1)
+
+
+def test_more_items_than_samples_are_warned_of(base, tmp_path, caplog):
+    model_on_pictures(base, tmp_path).encode_training_pictures(2, seed=5)
+    assert "2 samples of 3 items" in caplog.text
 
 
 def test_the_data_of_a_run_are_the_same_with_and_without_the_pictures_in_the_bank(base, tmp_path):

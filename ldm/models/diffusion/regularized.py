@@ -209,15 +209,25 @@ class RegularizedLatentDiffusion(LatentDiffusion):
     def encode_training_pictures(self, n: int, seed: int) -> Tensor:
         """z_0 (n, C, h, w) of the first n items of the training set, drawn and encoded by the chance of `seed` alone."""
         items = self.training_items()
-        with seeded(seed):
-            z_0 = [self.get_input(default_collate([items[number % len(items)]]), self.first_stage_key)[0] for number in range(n)]
+        if n < len(items) and not self.global_rank:
+            logger.warning("locality term: TrainingPictures takes %d samples of %d items of the training set", n, len(items))
+        z_0 = []
+        with seeded(seed, self.device):
+            for number in range(n):
+                pictures = super(LatentDiffusion, self).get_input(default_collate([items[number % len(items)]]), self.first_stage_key)
+                z_0.append(self.get_first_stage_encoding(self.encode_first_stage(pictures.to(self.device))).detach())
         return torch.cat(z_0)
 
     def training_items(self) -> Any:
-        """The training set of the run (`DataModuleFromConfig.datasets`). Raises ValueError where the Trainer has none."""
-        items = getattr(trainer_part(self, "datamodule"), "datasets", {}).get("train")
-        if items is None:
-            raise ValueError("latents_config: TrainingPictures needs the run's training set, and its data module names none (`datasets`)")
+        """The training set of the run. Raises ValueError where it is not known, or cannot be gone through by number."""
+        known = getattr(trainer_part(self, "datamodule"), "datasets", None)
+        items = known.get("train") if isinstance(known, Mapping) else None
+        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__") or not len(items):
+            found = "none" if items is None else f"{type(items).__name__}{' without items' if hasattr(items, '__len__') else ''}"
+            raise ValueError(
+                f"latents_config: TrainingPictures needs the run's training set, with items that have numbers, and found {found}. Train with a data module "
+                "that keeps it as datasets['train'], as main.DataModuleFromConfig does, or leave TrainingPictures out."
+            )
         return items
 
     def tuned_modules(self) -> Dict[str, nn.Module]:
@@ -279,11 +289,11 @@ def trainer_part(module: nn.Module, *names: str) -> Any:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Inside, the generators of Python, NumPy and torch start from `seed`; afterwards they go on as if nothing had been drawn."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
