@@ -2,6 +2,7 @@
 
 L + λ · E ‖ε − ε_θ(z_t, t, τ_θ(p_c))‖², z_0 drawn by θ₀ for p_c: Ruiz et al. 2022, DreamBooth (arXiv 2208.12242), section 3.2. There p_c is one
 prompt; here it is every training caption with the class word. Latents are kept as drawn: decoded and encoded again they would gain only error.
+The target is true noise, not θ₀'s answer: the term teaches the class, and is no distance to θ₀; it does not vanish where θ = θ₀.
 """
 from __future__ import annotations
 

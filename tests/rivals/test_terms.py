@@ -38,16 +38,16 @@ def test_prior_preservation_is_the_true_noise_loss_on_class_pictures(base, param
     torch.testing.assert_close(model.term(x, torch.zeros(5).long(), x), expected)
 
 
-def test_a_larger_weight_keeps_the_class_pictures_better(base, tmp_path):
-    """By the loss on them: a base that was not trained itself would have to move to meet them."""
+def test_a_run_with_class_pictures_answers_them_better_than_one_without(base, tmp_path):
+    """By the true-noise loss, not by the distance to the base: a base whose own loss is not at its least moves under it too."""
     losses = []
-    for weight in (0.0, 1.0, 20.0):
-        model, judge = held(PRIOR, base, weight), started(held(PRIOR, base, 1.0, batch_size=32))
+    for weight in (0.0, 1.0):
+        model, judge = held(PRIOR, base, weight), started(held(PRIOR, base, 1.0, batch_size=64))
         fit(model, tmp_path, steps=8)
         judge.load_state_dict(model.state_dict())
         with torch.no_grad():
             losses.append(float(judge.term(torch.zeros(1, 4, 8, 8), torch.zeros(1).long(), torch.zeros(1))))
-    assert losses[0] > losses[1] > losses[2]
+    assert losses[0] > 1.02 * losses[1]
 
 
 def test_base_weights_is_the_squared_distance_to_the_base(base):
