@@ -17,7 +17,7 @@ PATCH = REPOSITORY / "patches" / "0001-locality-regularizer.patch"
 OFFERED = {
     "ldm.models.diffusion.ddpm", "ldm.models.diffusion.ddim", "ldm.util", "ldm.data.personalized", "ldm.modules.diffusionmodules.util",
 }  # fmt: skip
-LIBRARIES = {"torch", "torchmetrics", "tqdm"}
+LIBRARIES = {"numpy", "torch", "torchmetrics", "tqdm"}
 
 
 @pytest.fixture(scope="module")
