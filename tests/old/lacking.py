@@ -12,6 +12,7 @@ NOT_THERE = {
     "test_captions_are_seen_where_the_encoder_is_trained_and_where_it_is_not": "no train_embeddings; test_patched.py has it without",
     "test_a_text_encoder_that_is_not_tuned_is_not_copied": "no train_embeddings: unfrozen, its optimiser always has the encoder",
     "test_with_a_fixed_word_outputs_are_stored_and_found_again": "no train_embeddings",
+    "test_they_leave_the_words_own_training_alone": "no train_embeddings",
     "test_with_a_word_that_moves_storing_is_refused_and_what_fits_is_named[growing": "no train_embeddings",
     "test_pictures_of_a_real_first_stage[CODEBOOK": "the stand-ins have one first stage",
     "test_copy_in_half_precision_rounds_and_answers_in_the_students_dtype[float16": "torch 1.10 knows no float16 on the CPU",
