@@ -27,7 +27,7 @@ class Latents(Part):
         """Do, once, what takes time before training."""
 
     def first_t(self, model: Model) -> int:
-        """The least timestep that a probe can have."""
+        """The least timestep that a probe can have; of several sources, of the one that begins last."""
         return 0
 
     def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
@@ -138,10 +138,14 @@ class TrainingPictures(NoisedSamples):
         super().__init__(samples)
         self.t_min = whole(t_min, "latents_config.params.t_min", least=0)
 
-    def prepare(self, start: Start, conditioning: Conditioning) -> None:
-        steps = start.model.num_timesteps
+    def first_t(self, model: Model) -> int:
+        steps = model.num_timesteps
         if self.t_min >= steps:
             raise ValueError(f"latents_config.params.t_min is {self.t_min}, and the model has {steps} timesteps; expected 0 to {steps - 1}")
+        return self.t_min
+
+    def prepare(self, start: Start, conditioning: Conditioning) -> None:
+        self.first_t(start.model)
         self._slots = conditioning.slots(self.samples, Chance(start.seed).generator)
         self._z_0 = start.model.encode_training_pictures(self.samples, start.seed).float().cpu()
 
@@ -245,7 +249,7 @@ class MixedLatents(SampleBank):
         super().__init__(sum(part.samples for part in self.parts))
 
     def first_t(self, model: Model) -> int:
-        return max(part.first_t(model) for part in self.parts)  # a loss that counts no probe from there on would leave a part unheard
+        return max(part.first_t(model) for part in self.parts)
 
     def prepare(self, start: Start, conditioning: Conditioning) -> None:
         for part in self.parts:

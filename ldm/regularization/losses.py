@@ -39,7 +39,7 @@ class Loss(Part):
         self.t_weights = t_weights
 
     def prepare(self, start: Start, first_t: int) -> None:
-        """Load what is needed, once, before training. first_t: the least timestep that any probe can have."""
+        """Load what is needed, once, before training. first_t: of the latents (`Latents.first_t`)."""
 
     def __call__(self, f: Tensor, f0: Tensor, probes: NoisyLatents, model: Model) -> Tensor:
         error = self.distances(*self.compared(f, f0, probes, model))
@@ -121,7 +121,7 @@ class ImageSpace(Loss):
         if gain > self.max_gain:
             raise ValueError(
                 f"loss_config.params.max_gain is {self.max_gain}, but the least timestep of the latents is {first_t}, where x̂₀ magnifies differences by "
-                f"{gain:.3g}: no probe would count. What fits: latents of any timestep (PriorSamples; NoiseLatents with any_t: true), or a larger max_gain."
+                f"{gain:.3g}: no probe would count. What fits: latents of any timestep (PriorSamples; NoiseLatents with any_t: true), a smaller t_min, or a larger max_gain."
             )
         if self.lpips_weight:
             lpips = load_lpips(self.net)

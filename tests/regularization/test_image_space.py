@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.regularization import CachedTeacher, FrozenCopy, ImageSpace, MinSNRWeights, NoiseLatents, NoiseMSE, NoisyLatents, PriorSamples, TrainingLatents
+from ldm.regularization import (
+    CachedTeacher,
+    FrozenCopy,
+    ImageSpace,
+    MinSNRWeights,
+    MixedLatents,
+    NoiseLatents,
+    NoiseMSE,
+    NoisyLatents,
+    PriorSamples,
+    TrainingLatents,
+    TrainingPictures,
+)
 from ldm.regularization.choices import Prompts
 from ldm.regularization.losses import LPIPS_NETWORKS, x0_gain
 from tests.models.diffusion import tiny
@@ -281,6 +293,11 @@ def test_pictures_that_lpips_cannot_see_are_refused(squeeze, decode, found):
 def test_latents_at_which_no_probe_could_count_are_refused():
     with pytest.raises(ValueError, match="least timestep of the latents is 19.*any_t: true"):
         regularizer_of(Painter(), latents=NoiseLatents(), loss=ImageSpace(lpips_weight=0))
+    late = MixedLatents([PriorSamples(), TrainingPictures(t_min=18)])
+    with pytest.raises(ValueError, match="least timestep of the latents is 18.*smaller t_min"):
+        regularizer_of(Painter(), latents=late, loss=ImageSpace(lpips_weight=0))
+    with pytest.raises(ValueError, match="t_min is 20.*20 timesteps"):
+        regularizer_of(Painter(), latents=TrainingPictures(t_min=20), loss=ImageSpace(lpips_weight=0))
     for latents, loss in [(NoiseLatents(any_t=True), ImageSpace(lpips_weight=0)), (NoiseLatents(), ImageSpace(lpips_weight=0, max_gain=ANY_T)),
                           (TrainingLatents(), ImageSpace(lpips_weight=0))]:  # fmt: skip
         regularizer_of(Painter(), latents=latents, loss=loss)
