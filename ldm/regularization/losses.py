@@ -121,7 +121,8 @@ class ImageSpace(Loss):
         if gain > self.max_gain:
             raise ValueError(
                 f"loss_config.params.max_gain is {self.max_gain}, but the least timestep of the latents is {first_t}, where x̂₀ magnifies differences by "
-                f"{gain:.3g}: no probe would count. What fits: latents of any timestep (PriorSamples; NoiseLatents with any_t: true), a smaller t_min, or a larger max_gain."
+                f"{gain:.3g}: no probe would count. What fits: latents of any timestep (PriorSamples; NoiseLatents with any_t: true), a smaller t_min, "
+                "or a larger max_gain."
             )
         if self.lpips_weight:
             lpips = load_lpips(self.net)
