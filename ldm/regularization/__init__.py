@@ -11,7 +11,7 @@ diffusion model's noisy latents and conditions. The parts, each chosen by `targe
 | `conditioning` | where in c? | EmptyPrompt, ClassPrompts, EmbeddingInterpolation, EncodingInterpolation, Hypersphere, PTIMorphing, Mixture |
 | `latents` | where in (z_t, t)? | TrainingLatents, NoiseLatents, PriorSamples, Trajectories, TrainingPictures, MixedLatents |
 | `teacher` | who is right? | FrozenCopy, AdapterOff, CachedTeacher |
-| `losses` | how far apart? | NoiseMSE, NoiseHuber, RelativeMSE, ImageSpace; over t: UniformWeights, VLBWeights, MinSNRWeights |
+| `losses` | how far apart? | NoiseMSE, GuidedMSE, NoiseHuber, RelativeMSE, ImageSpace; over t: UniformWeights, VLBWeights, MinSNRWeights |
 | `weight` | how much, and when? | ConstantWeight, DriftBudget (with a `drift_meter`) |
 
 `regularizer` joins them; `drift` measures, for one prompt, how far a tuned network has gone, in nats; `types` holds the words they
@@ -35,7 +35,7 @@ from ldm.regularization.conditioning import (
 from ldm.regularization.drift import DriftInNats, FrozenChain, drift_in_nats, frozen_chain
 from ldm.regularization.drift_meter import DriftMeter
 from ldm.regularization.latents import Latents, MixedLatents, NoiseLatents, PriorSamples, TrainingLatents, TrainingPictures, Trajectories
-from ldm.regularization.losses import ImageSpace, MinSNRWeights, NoiseHuber, NoiseMSE, RelativeMSE, UniformWeights, VLBWeights
+from ldm.regularization.losses import GuidedMSE, ImageSpace, MinSNRWeights, NoiseHuber, NoiseMSE, RelativeMSE, UniformWeights, VLBWeights
 from ldm.regularization.regularizer import LocalityRegularizer
 from ldm.regularization.teacher import AdapterOff, CachedTeacher, FrozenCopy, Teacher
 from ldm.regularization.types import Choice, Model, NoisyLatents, Part, Start, Term, TrainingBatch, Words
@@ -56,6 +56,7 @@ __all__ = [
     "EncodingInterpolation",
     "FrozenChain",
     "FrozenCopy",
+    "GuidedMSE",
     "Hypersphere",
     "ImageSpace",
     "Latents",

@@ -277,6 +277,19 @@ def _joined(probes: Sequence[NoisyLatents]) -> NoisyLatents:
     return NoisyLatents(torch.cat([part.z_t for part in probes]), torch.cat([part.t for part in probes]), Joined([part.choice for part in probes], rows))
 
 
+class BesideEmpty(Latents):
+    """Another source's probes, at which the output for the empty prompt is asked for too."""
+
+    def __init__(self, latents: Latents):
+        self._latents = latents
+
+    def draw(self, model: Model, batch: TrainingBatch, n: int, conditioning: Conditioning, chance: Chance) -> NoisyLatents:
+        return self._latents.draw(model, batch, n, conditioning, chance)._replace(unconditional=True)
+
+    def population(self, start: Start, conditioning: Conditioning, noisings: int) -> NoisyLatents:
+        return self._latents.population(start, conditioning, noisings)._replace(unconditional=True)
+
+
 def latent_shape(model: Model) -> Sequence[int]:
     """(C, h, w)."""
     return (model.channels, model.image_size, model.image_size)

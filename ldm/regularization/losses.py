@@ -1,7 +1,7 @@
 """How far apart two outputs are, and how much each timestep counts.
 
 R = E w(t) · d(f, f0). A loss takes f, f0 (B, C, h, w), the probes and the model, and returns R as a scalar; to add another, write `distances`,
-and `compared` where d is not of the outputs themselves.
+and `compared` where d is not of the outputs themselves. One that sets `unconditional` is given f, f0 (B, 2, C, h, w).
 A weighting takes t (B,) and the model, and returns w (B,).
 """
 from pathlib import Path
@@ -35,6 +35,8 @@ class Loss(Part):
     t_weights: w, from t (B,) and the model to weights (B,); every timestep weighs 1 unless given.
     """
 
+    unconditional = False  # whether the outputs for the empty prompt are compared too
+
     def __init__(self, t_weights: Optional[Weighting] = None):
         self.t_weights = t_weights
 
@@ -63,6 +65,29 @@ class NoiseMSE(Loss):
 
     def distances(self, f: Tensor, f0: Tensor) -> Tensor:
         return squared_error(f, f0)
+
+
+class GuidedMSE(Loss):
+    """Squared difference of the two outputs, and of what classifier-free guidance makes of them: the direction in which samples are drawn.
+
+    d = ‖Δ_c‖² + guided_weight · ‖Δ_u + s (Δ_c − Δ_u)‖² / (s² + (s − 1)²), Δ_c and Δ_u the differences for the prompt and for the empty prompt,
+    s = guidance_scale: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, whose 1 + w is s. The divisor makes both terms alike where Δ_c and Δ_u are
+    independent and of one size. Small differences that NoiseMSE lets stand are magnified s-fold in samples; this holds them where they add up.
+    guidance_scale: of the samples that will be drawn of the tuned model. Each probe costs two passes.
+    """
+
+    unconditional = True
+
+    def __init__(self, guidance_scale: float = 3.0, guided_weight: float = 1.0, t_weights: Optional[Weighting] = None):
+        super().__init__(t_weights)
+        self.guidance_scale = positive(guidance_scale, "loss_config.params.guidance_scale")
+        self.guided_weight = not_negative(guided_weight, "loss_config.params.guided_weight")
+
+    def distances(self, f: Tensor, f0: Tensor) -> Tensor:
+        (f_c, f_u), (f0_c, f0_u) = f.float().unbind(1), f0.float().unbind(1)
+        s = self.guidance_scale
+        of_guided = squared_error(f_u + s * (f_c - f_u), f0_u + s * (f0_c - f0_u))
+        return squared_error(f_c, f0_c) + self.guided_weight / (s**2 + (s - 1) ** 2) * of_guided
 
 
 class NoiseHuber(Loss):

@@ -10,7 +10,7 @@ import torch
 
 from ldm.regularization.chance import SEED_LIMIT, Chance
 from ldm.regularization.conditioning import Conditioning
-from ldm.regularization.latents import Latents, latent_shape
+from ldm.regularization.latents import BesideEmpty, Latents, latent_shape
 from ldm.regularization.losses import Loss, NoiseMSE
 from ldm.regularization.teacher import Teacher
 from ldm.regularization.types import Model, NoisyLatents, Start, Term, TrainingBatch, Words
@@ -92,7 +92,8 @@ class LocalityRegularizer:
         self.training_chance = Chance((self.seed + start.rank) % SEED_LIMIT)
         self.validation_chance = Chance((self.seed + VALIDATION_SEED_OFFSET + start.rank) % SEED_LIMIT)
         self.latents.prepare(start, self.conditioning)
-        self._source = self.teacher.prepare(start, self.conditioning, self.latents)
+        latents = BesideEmpty(self.latents) if getattr(self.loss, "unconditional", False) else self.latents
+        self._source = self.teacher.prepare(start, self.conditioning, latents)
         self.weight.prepare(start)
         if not start.hybrid:
             self._measure_floor(start)
@@ -109,7 +110,7 @@ class LocalityRegularizer:
         if not training and self._repeated is not None:
             chance.load_state_dict(self._repeated)
         probes = self._draw(model, batch, chance)  # z_t (B, C, h, w), t (B,), B choices
-        f, f0 = model.denoise(probes), self.teacher(model, probes)  # (B, C, h, w); each encodes with its own encoder
+        f, f0 = model.denoise(probes), self.teacher(model, probes)  # (B, C, h, w) or (B, 2, C, h, w); each encodes with its own encoder
         measured = self.weight.watch(model, batch, step) if training else {}
         R, weight = self.loss(f, f0, probes, model), self.weight.at(step)
         if training:

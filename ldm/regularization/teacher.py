@@ -134,6 +134,8 @@ class CachedTeacher(Teacher):
         probes = {"probes": hash_tensors({"z_t": entries.z_t, "t": entries.t}), "choice": entries.choice.facts()}
         if conditioning.needs_concept:
             probes["concept"] = start.concept_hash
+        if entries.unconditional:
+            probes["unconditional"] = True
         facts = {"of": "frozen outputs", "theta": start.theta_hash, "model": start.facts, "dtype": self.dtype, **probes}
         entries = entries._replace(choice=entries.choice.settled(start.model.encode_prompts))
         bank = made_once("frozen outputs", facts, lambda: self._evaluate(start, entries), cache_dir=self._cache_dir, rank=start.rank, wait=start.wait)
@@ -186,7 +188,7 @@ def frozen_copy(module: nn.Module, device: torch.device, dtype: Optional[torch.d
 def _rows(entries: NoisyLatents, rows: Sequence[int]) -> NoisyLatents:
     rows = list(rows)
     frozen = None if entries.frozen is None else entries.frozen[rows]
-    return NoisyLatents(entries.z_t[rows], entries.t[rows], entries.choice.select(rows), None, frozen)
+    return entries._replace(z_t=entries.z_t[rows], t=entries.t[rows], choice=entries.choice.select(rows), frozen=frozen)
 
 
 def _dtype(name: str, whose: str) -> torch.dtype:

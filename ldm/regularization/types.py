@@ -60,12 +60,13 @@ class NoisyLatents(NamedTuple):
     choice: Choice  # B of them
     c_concat: Optional[List[Tensor]] = None
     frozen: Optional[Tensor] = None  # f0 (B, C, h, w), where it was stored
+    unconditional: bool = False  # whether the output for the empty prompt is asked for too: f and f0 are (B, 2, C, h, w) then
 
     def to(self, device: torch.device) -> "NoisyLatents":
         """The same probes with their tensors on `device`."""
         concat = None if self.c_concat is None else [part.to(device) for part in self.c_concat]
         frozen = None if self.frozen is None else self.frozen.to(device)
-        return NoisyLatents(self.z_t.to(device), self.t.to(device), self.choice, concat, frozen)
+        return self._replace(z_t=self.z_t.to(device), t=self.t.to(device), c_concat=concat, frozen=frozen)
 
 
 class Term(NamedTuple):
@@ -99,7 +100,10 @@ class Model(Protocol):
         """Pictures (B, 3, H, W) in about [-1, 1] of latents (B, C, h, w); with a graph to them, and none to the decoder's own weights."""
 
     def denoise(self, probes: NoisyLatents, theta: Optional[Dict[str, nn.Module]] = None) -> Tensor:
-        """f at the probes (B, C, h, w), through `apply_model`; with the modules of `theta` in place of the model's own if given."""
+        """f at the probes (B, C, h, w), through `apply_model`; with the modules of `theta` in place of the model's own if given.
+
+        Where the probes ask for the unconditional output too: (B, 2, C, h, w), f(z_t, t, τ("")) second.
+        """
 
     def draw_prior(self, prompts: Sequence[str], x_T: Tensor, ddim_steps: int, guidance_scale: float) -> Tensor:
         """z_0 (B, C, h, w), sampled from x_T (B, C, h, w) by the model as it stands."""

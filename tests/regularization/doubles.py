@@ -69,7 +69,10 @@ class ToyModel(nn.Module):
     def denoise(self, probes: NoisyLatents, theta=None) -> Tensor:
         self.evaluations += 1
         with replaced(self, theta or {}):
-            return self.model(probes.z_t, probes.t, probes.choice.encode(self.encode))
+            f = self.model(probes.z_t, probes.t, probes.choice.encode(self.encode))
+            if not probes.unconditional:
+                return f
+            return torch.stack([f, self.model(probes.z_t, probes.t, self.encode([""] * len(f)))], dim=1)
 
     def draw_prior(self, prompts, x_T, ddim_steps, guidance_scale):
         self.priors += len(prompts)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from ldm.regularization import MinSNRWeights, NoiseHuber, NoiseMSE, NoisyLatents, RelativeMSE, UniformWeights, VLBWeights
+from ldm.regularization import GuidedMSE, MinSNRWeights, NoiseHuber, NoiseMSE, NoisyLatents, RelativeMSE, UniformWeights, VLBWeights
 from ldm.regularization.choices import Prompts
 from tests.regularization.doubles import ToyModel
 
@@ -21,11 +21,32 @@ def test_mse_agrees_with_torch_and_is_the_mean_over_samples():
     torch.testing.assert_close(whole, torch.stack(singles).mean())
 
 
-@pytest.mark.parametrize("loss", [NoiseMSE(), NoiseHuber(delta=1000.0)])
+@pytest.mark.parametrize("loss", [NoiseMSE(), NoiseHuber(delta=1000.0), GuidedMSE(guidance_scale=1.0, guided_weight=0.0)])
 def test_half_precision_outputs_are_accumulated_in_fp32(loss):
     f, f0 = torch.full((1, 2, 64, 64), 300.0, dtype=torch.float16), torch.zeros(1, 2, 64, 64, dtype=torch.float16)
+    if loss.unconditional:
+        f, f0 = (torch.stack([output, output], dim=1) for output in (f, f0))
     assert loss(f, f0, probes_at([1]), ToyModel()) == 90000.0  # beyond fp16, whose largest number is 65504
     assert RelativeMSE()(2 * f, f, probes_at([1]), ToyModel()) == 1.0
+
+
+def test_guided_mse_is_that_of_the_prompt_and_that_of_the_guided_outputs():
+    c, u, c0, u0 = torch.randn(4, 3, 2, 4, 4)
+    f, f0 = torch.stack([c, u], dim=1), torch.stack([c0, u0], dim=1)
+    probes, mse = probes_at([1] * 3), torch.nn.functional.mse_loss
+
+    def guided(c, u, s):
+        return s * c + (1 - s) * u
+
+    for s, share in ((3.0, 1.0), (7.5, 0.25)):
+        expected = mse(c, c0) + share * mse(guided(c, u, s), guided(c0, u0, s)) / (s * s + (1 - s) ** 2)
+        torch.testing.assert_close(GuidedMSE(guidance_scale=s, guided_weight=share)(f, f0, probes, ToyModel()), expected)
+    torch.testing.assert_close(GuidedMSE(guided_weight=0.0)(f, f0, probes, ToyModel()), NoiseMSE()(c, c0, probes, ToyModel()))
+
+
+def test_guided_mse_weighs_both_terms_alike_where_differences_are_independent_and_of_one_size():
+    f, f0 = torch.randn(1, 2, 2, 256, 256, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 2, 2, 256, 256)
+    assert float(GuidedMSE(guidance_scale=5.0)(f, f0, probes_at([1]), ToyModel())) == pytest.approx(2.0, rel=0.02)
 
 
 def test_huber_is_the_square_up_to_delta_and_a_line_with_the_same_slope_beyond():
@@ -121,7 +142,8 @@ def test_losses_say_their_settings_and_weighting():
 
 
 @pytest.mark.parametrize(
-    ("make", "key"), [(lambda: NoiseHuber(delta=0.0), "delta is 0"), (lambda: RelativeMSE(floor=-1.0), "floor is -1"), (lambda: MinSNRWeights(0), "gamma is 0")]
+    ("make", "key"), [(lambda: NoiseHuber(delta=0.0), "delta is 0"), (lambda: RelativeMSE(floor=-1.0), "floor is -1"), (lambda: MinSNRWeights(0), "gamma is 0"),
+                      (lambda: GuidedMSE(guidance_scale=0.0), "guidance_scale is 0"), (lambda: GuidedMSE(guided_weight=-1.0), "guided_weight is -1")]
 )
 def test_impossible_settings_are_refused_by_name(make, key):
     with pytest.raises(ValueError, match=key):

@@ -264,8 +264,34 @@ def test_a_hybrid_network_reuses_the_batchs_other_condition(base, tmp_path):
     with torch.no_grad():
         c = model.encode_prompts(["a cat"] * 2)
         probes = NoisyLatents(z, t, Prompts(["a cat"] * 2), [mask])
-        assert torch.equal(model.denoise(probes), model.apply_model(z, t, {"c_crossattn": [c], "c_concat": [mask]}))
+        expected = model.apply_model(z, t, {"c_crossattn": [c], "c_concat": [mask]})
+        assert torch.equal(model.denoise(probes), expected)
+        empty = model.apply_model(z, t, {"c_crossattn": [model.encode_prompts([""] * 2)], "c_concat": [mask]})
+        torch.testing.assert_close(model.denoise(probes._replace(unconditional=True)), torch.stack([expected, empty], dim=1))
         assert model.p_losses(z, cond, t)[1]["train/loss_locality"] > 0
+
+
+@pytest.mark.parametrize("parts", [COPY, {}])
+def test_a_loss_of_guided_outputs_begins_at_nothing_and_holds_both_outputs(base, tmp_path, parts):
+    model = ready(regularized_model(base, tmp_path, loss=("GuidedMSE", {"guidance_scale": 3.0, "guided_weight": 2.0}), **parts))
+    z, t, c = torch.randn(2, 4, 8, 8), torch.tensor([3, 9]), model.encode_prompts(["a *"] * 2)
+    reference = copy.deepcopy(model.model), copy.deepcopy(model.cond_stage_model)
+    assert model.p_losses(z, c, t)[1]["train/loss_locality"] <= 1e-10
+    move(model.model)
+    drawn = []
+    source, model.regularizer._source = model.regularizer._source, SimpleNamespace(draw=lambda *args: drawn.append(source.draw(*args)) or drawn[-1])
+    measured = model.p_losses(z, c, t)[1]["train/loss_locality"]
+    probes = drawn[0]
+
+    def outputs(theta):
+        with torch.no_grad():
+            c, u = (choice.encode(model.encode_prompts) for choice in (probes.choice, Prompts([""] * len(probes.t))))
+            return theta(probes.z_t, probes.t, c_crossattn=[c]), theta(probes.z_t, probes.t, c_crossattn=[u])
+
+    (f_c, f_u), (f0_c, f0_u) = outputs(model.model), outputs(reference[0])
+    guided = 3 * (f_c - f0_c) - 2 * (f_u - f0_u)
+    torch.testing.assert_close(measured, (f_c - f0_c).square().mean() + 2 / 13 * guided.square().mean(), rtol=1e-3, atol=0.0)
+    assert measured > 0
 
 
 # -- phases, parameterisations, and what is freed --------------------------------------------------------------------------------------

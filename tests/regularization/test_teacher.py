@@ -7,6 +7,7 @@ import torch
 from ldm.regularization import CachedTeacher, ClassPrompts, Conditioning, EmptyPrompt, FrozenCopy, Mixture, NoiseLatents, PriorSamples, TrainingLatents
 from ldm.regularization.chance import Chance
 from ldm.regularization.choices import Prompts
+from ldm.regularization.latents import BesideEmpty
 from ldm.regularization.teacher import frozen_copy
 from ldm.regularization.types import NoisyLatents
 from tests.regularization.doubles import WORDS, ToyModel, batch_of, regularizer_of, start_of
@@ -115,6 +116,16 @@ def test_cache_answers_without_any_frozen_pass(conditioning, tmp_path):
     assert model.evaluations == made and not cached.requires_grad
     torch.testing.assert_close(cached, reference.denoise(probes).detach(), atol=1e-6, rtol=0)
     assert len({tuple(z.flatten().tolist()) for z in probes.z_t}) == 15, "one round deals all entries"
+
+
+def test_cache_keeps_the_unconditional_output_beside_the_other_where_it_is_asked_for(conditioning, tmp_path):
+    model, latents = ToyModel(), NoiseLatents(any_t=True, samples=5)
+    plain, _ = prepared_cache(model, conditioning, tmp_path, latents)
+    teacher, source = prepared_cache(model, conditioning, tmp_path, BesideEmpty(latents))
+    probes = source.draw(model, batch_of(1), 6, conditioning, Chance(0))
+    assert probes.unconditional and teacher(model, probes).shape == (6, 2, 2, 4, 4)
+    torch.testing.assert_close(teacher(model, probes), model.denoise(probes).detach(), atol=1e-6, rtol=0)
+    assert not torch.equal(*teacher(model, probes).unbind(1))
 
 
 def test_cache_is_found_again_and_equal(conditioning, tmp_path):

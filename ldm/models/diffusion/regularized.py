@@ -176,10 +176,20 @@ class RegularizedLatentDiffusion(LatentDiffusion):
     # -- what the regulariser asks of the model --------------------------------------------------------------------------------------
 
     def denoise(self, probes: NoisyLatents, theta: Optional[Dict[str, nn.Module]] = None) -> Tensor:
-        """The output at the probes (B, C, h, w) through `apply_model`; `theta`: modules to take the model's places meanwhile."""
+        """The output at the probes (B, C, h, w) through `apply_model`; `theta`: modules to take the model's places meanwhile.
+
+        Where the probes ask for the unconditional output too, both come from one pass: (B, 2, C, h, w).
+        """
         with replaced(self, theta or {}):
             c = probes.choice.encode(self.encode_prompts).to(probes.z_t.device)  # (B, L, d)
-            return self.apply_model(probes.z_t, probes.t, c if probes.c_concat is None else {"c_crossattn": [c], "c_concat": probes.c_concat})
+            if not probes.unconditional:
+                return self._output(probes.z_t, probes.t, c, probes.c_concat)
+            both = torch.cat([c, self.encode_prompts([""]).to(c).expand_as(c)])
+            twice = None if probes.c_concat is None else [torch.cat([part] * 2) for part in probes.c_concat]
+            return torch.stack(self._output(torch.cat([probes.z_t] * 2), torch.cat([probes.t] * 2), both, twice).chunk(2), dim=1)
+
+    def _output(self, z_t: Tensor, t: Tensor, c: Tensor, c_concat: Optional[List[Tensor]]) -> Tensor:
+        return self.apply_model(z_t, t, c if c_concat is None else {"c_crossattn": [c], "c_concat": c_concat})
 
     def encode_prompts(self, prompts: Sequence[str], edit_tokens: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
         """τ(p) (B, L, d) by the encoder in place. The concept's vectors are detached, and its manager does not notice."""
