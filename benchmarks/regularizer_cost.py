@@ -6,7 +6,7 @@ python benchmarks/regularizer_cost.py [--config configs/characters/finetune_unfr
 All variants train side by side in one process and take turns step by step, so that whatever else the machine does meets all of them alike.
 The last line is one JSON object:
     plain_s       seconds a step of the unregularised model, the median
-    copy_ratio    FrozenCopy, 4 probes in every step, over plain: median of the rounds' ratios
+    copy_ratio    FrozenCopy, 4 probes in every step, one pass each (NoiseMSE), over plain: median of the rounds' ratios
     cached_ratio  CachedTeacher, likewise
     default_ratio the shipped yaml, with its own probes and its own `every`: median over whole cycles of `every` steps
     cached_extra_memory_ratio  (peak memory of CachedTeacher's step − peak of a plain one) / the latter, each in a process of its own;
@@ -40,7 +40,7 @@ FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
 def variant_config(plain: DictConfig, regularized: DictConfig, variant: str, loss: str | None) -> DictConfig:
-    """The model section of a variant: the shipped yaml's own, with `loss`, or its term with another teacher, 4 probes and in every step."""
+    """The model section of a variant: the shipped yaml's own, with `loss`, or its term with another teacher, 4 probes of one pass, and in every step."""
     if variant == "plain":
         return plain.model
     model = OmegaConf.create(OmegaConf.to_container(regularized.model))
@@ -50,6 +50,7 @@ def variant_config(plain: DictConfig, regularized: DictConfig, variant: str, los
     elif variant != "default":
         term.batch_size = PROBES
         term.weight_config.params.every = 1
+        term.loss_config = {"target": "ldm.regularization.losses.NoiseMSE"}
         term.teacher_config = {"target": "ldm.regularization.teacher." + ("FrozenCopy" if variant == "copy" else "CachedTeacher")}
     return model
 
