@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
+# Of tensors, of torch.nn.init, and of what transformers puts in the latter's place for a while.
+FILLING = frozenset({"normal_", "uniform_", "kaiming_uniform_", "constant_", "zero_", "fill_"})
 _to_come: ContextVar[bool] = ContextVar("weights_to_come", default=False)
 
 
@@ -25,7 +29,8 @@ def weights_to_come(yes: bool = True) -> Iterator[None]:
     token = _to_come.set(True)
     hook = register_module_parameter_registration_hook(_without_data)
     try:
-        yield
+        with _NoDraws():
+            yield
     finally:
         hook.remove()
         _to_come.reset(token)
@@ -39,6 +44,16 @@ def weights_at_hand() -> Iterator[None]:
         yield
     finally:
         _to_come.reset(token)
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves out what would fill a tensor without data: torch goes the long way through its Python formulas for that."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in FILLING and (tensor := args[0] if args else kwargs["tensor"]).is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 def _without_data(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoints.construction import fill
-from ldm.checkpoints.keys import Family, by_group, counted, family, is_optional, listing, renamed, starts_with, under
+from ldm.checkpoints.keys import Family, by_group, counted, family, is_optional, is_stray, listing, renamed, starts_with, under
 from ldm.checkpoints.reading import read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,10 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     unexpected = [key for key in given if key not in own]
     missed = [key for key in own if key not in given]
     misshapen = [key for key in given if key in own and own[key].shape != given[key].shape]
-    refused_unexpected = [key for key in unexpected if not is_optional(key) and not starts_with(key, may_be_unexpected)]
+    refused_unexpected = [key for key in unexpected if not (is_optional(key) or is_stray(key) or starts_with(key, may_be_unexpected))]
     refused_missed = [key for key in missed if not is_optional(key) and not starts_with(key, may_miss)]
     if misshapen or refused_missed or refused_unexpected:
-        raise ValueError(misfit(source, own, given, misshapen, refused_missed, refused_unexpected))
+        raise ValueError(misfit(source, own, given, misshapen, refused_missed, refused_unexpected, whole=only_prefix is None))
     rounded = {key for key in computed if key in given and key in own and is_rounded(given[key], own[key])}
     fill(module, {key: value for key, value in given.items() if key in own and key not in rounded})
     report = LoadReport(len(given) - len(unexpected), missed, unexpected)
@@ -100,11 +100,11 @@ def is_rounded(given: Tensor, own: Tensor) -> bool:
 
 
 def misfit(source: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor], misshapen: Sequence[str], missed: Sequence[str],
-           unexpected: Sequence[str]) -> str:
-    """Why these tensors do not fit this module, in one sentence where their kinds differ."""
+           unexpected: Sequence[str], *, whole: bool) -> str:
+    """Why these tensors do not fit this module, in one sentence where their kinds differ. whole: they are all that the file has."""
     have, want = (family({key: value.shape for key, value in tensors.items()}) for tensors in (given, own))
-    if (have.name, have.width) != (want.name, want.width):
-        return f"{source}: holds {have}, but the config builds {want}{advice(have)}. Nothing was loaded."
+    if whole and (have.name, have.width) != (want.name, want.width):
+        return f"{source}: holds {have}, but the config builds {want}{advice(have, want)}. Nothing was loaded."
     faults = []
     if misshapen:
         shapes = [f"{key} is {list(given[key].shape)} in the file and {list(own[key].shape)} in the model" for key in misshapen]
@@ -122,11 +122,15 @@ def grouped(keys: Iterable[str]) -> str:
     return "; ".join(counted(name, members) for name, members in groups.items()) if len(groups) > 1 else listing(next(iter(groups.values())))
 
 
-def advice(have: Family) -> str:
-    """Which yaml fits a file of this kind."""
+def advice(have: Family, want: Family) -> str:
+    """Which yaml fits a file of this kind, or where else it belongs."""
     if have.config is not None:
         return f"; the file fits {have.config}"
-    if have.name == "Stable Diffusion 2":
+    if have.name == "Stable Diffusion 1 for inpainting" and want.name == "Stable Diffusion 1":
+        return "; the file fits a yaml with unet_config.params.in_channels: 9 and conditioning_key: hybrid"
+    if have.name == "a first stage":
+        return "; a first stage alone is named in model.params.first_stage_config.params.ckpt_path, beside a checkpoint of the rest"
+    if have.name in ("Stable Diffusion 2", "Stable Diffusion XL"):
         return "; no yaml here builds that, take a checkpoint of Stable Diffusion 1 (v1-4, v1-5)"
     if have.name.startswith("low-rank adapters"):
         return "; merge them into the base that they were trained on (scripts/export_weights.py), and take the result"
