@@ -53,22 +53,25 @@ def _fates(keys: Iterable[str], known: Mapping[str, str]) -> str:
 
 
 def load_weights(module: nn.Module, path: str | Path, *, ignore_prefixes: Sequence[str] = (), may_miss: Sequence[str] = (),
-                 may_be_unexpected: Sequence[str] = (), only_prefix: str | None = None, computed: Sequence[str] = (),
-                 trust_pickle: bool = False) -> LoadReport:
+                 may_be_unexpected: Sequence[str] = (), only_prefix: str | None = None, optional_parts: Sequence[str] = (),
+                 computed: Sequence[str] = (), trust_pickle: bool = False) -> LoadReport:
     """Loads a checkpoint into a module, all of it or nothing.
 
     ignore_prefixes: keys of the file that are left out. may_miss: keys of the module that the file may lack. may_be_unexpected: keys of the
     file that the module may lack. only_prefix: load nothing but what lies below it (the prefix is taken off for a module that does not use it).
+    optional_parts: prefixes below which the file may lack all keys, but not some.
     computed: keys of tensors that the module has computed, which a file that holds no more than their rounded values does not make coarser.
     Raises FileNotFoundError or ValueError: no checkpoint, shapes that differ, keys that are missing or unexpected without leave.
     """
     tensors = read_state_dict(path, trust_pickle=trust_pickle)
     return load_tensors(module, tensors, source=str(path), ignore_prefixes=ignore_prefixes, may_miss=may_miss,
-                        may_be_unexpected=may_be_unexpected, only_prefix=only_prefix, computed=computed)
+                        may_be_unexpected=may_be_unexpected, only_prefix=only_prefix, optional_parts=optional_parts,
+                        computed=computed)
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, ignore_prefixes: Sequence[str] = (), may_miss: Sequence[str] = (),
-                 may_be_unexpected: Sequence[str] = (), only_prefix: str | None = None, computed: Sequence[str] = ()) -> LoadReport:
+                 may_be_unexpected: Sequence[str] = (), only_prefix: str | None = None, optional_parts: Sequence[str] = (),
+                 computed: Sequence[str] = ()) -> LoadReport:
     """`load_weights` for tensors already read; `source` names them in messages."""
     own = module.state_dict()
     given = {key: value for key, value in tensors.items() if not (ignore_prefixes and starts_with(key, ignore_prefixes))}
@@ -79,6 +82,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
         # the rest of the module is not what this loading is about
         may_miss = (*may_miss, *(key for key in own if not key.startswith(only_prefix))) if any(key.startswith(only_prefix) for key in own) else may_miss
     given = renamed(given, own)
+    may_miss = (*may_miss, *(part for part in optional_parts if not any(key.startswith(part) for key in given)))
     unexpected = [key for key in given if key not in own]
     missed = [key for key in own if key not in given]
     misshapen = [key for key in given if key in own and own[key].shape != given[key].shape]

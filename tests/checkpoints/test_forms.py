@@ -11,6 +11,7 @@ from ldm.checkpoints import read_state_dict, save_weights
 from ldm.checkpoints.loading import LoadReport
 from tests.models.diffusion.tiny import LATENTS, PICTURES, UNET, WORDS, latent_diffusion, randomise, with_params
 from tests.models.first_stages import NO_TRAINING, kl_model
+from tests.modules.text_encoders import clip_folder
 
 POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 BAGGAGE = {
@@ -101,6 +102,24 @@ def test_a_first_stage_is_read_from_its_own_file(weights, tmp_path, prefix, name
     model = latent_diffusion(ckpt_path=rest, first_stage_config=with_params(PICTURES, ckpt_path=vae))
     holds(model, {f"first_stage_model.{key}": value for key, value in own.items()})
     assert not any(tensor.is_meta for tensor in model.parameters())
+
+
+def test_half_of_a_part_is_an_error_even_where_the_part_has_weights_of_its_own(weights, tmp_path):
+    vae = write(tmp_path / "vae.ckpt", {key: value for key, value in weights.items() if key.startswith("first_stage_model.")})
+    half = write(tmp_path / "half.ckpt", {key: value for key, value in weights.items() if not key.startswith("first_stage_model.decoder.")})
+    with pytest.raises(ValueError, match="keys are missing: first_stage_model.decoder"):
+        latent_diffusion(ckpt_path=half, first_stage_config=with_params(PICTURES, ckpt_path=vae))
+
+
+def test_a_text_encoder_is_read_from_its_own_folder(weights, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    folder = clip_folder(tmp_path / "clip", sizes)
+    encoder = {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder", "params": {"version": str(folder), "device": "cpu"}}
+    own = latent_diffusion(cond_stage_config=encoder).cond_stage_model.state_dict()
+    rest = write(tmp_path / "rest.ckpt", {key: value for key, value in weights.items() if not key.startswith("cond_stage_model.")})
+    model = latent_diffusion(ckpt_path=rest, cond_stage_config=encoder)
+    holds(model.cond_stage_model, own)
+    holds(latent_diffusion(ckpt_path=write(tmp_path / "m.ckpt", weights), cond_stage_config=encoder), weights)
 
 
 def test_a_first_stage_is_read_from_a_whole_models_file(weights, tmp_path):

@@ -136,9 +136,9 @@ class DDPM(pl.LightningModule):
         Of a part that has weights of its own and is in the file too, the file's count; unless ignore_keys names the part.
         """
         ignored = tuple(ignore_keys)
-        report = load_weights(self, path, ignore_prefixes=ignored, may_miss=(*OPTIONAL_WEIGHTS, *self.parts_with_weights, *ignored),
+        report = load_weights(self, path, ignore_prefixes=ignored, may_miss=(*OPTIONAL_WEIGHTS, *ignored),
                               may_be_unexpected=OPTIONAL_WEIGHTS, only_prefix="model." if only_model else None,
-                              computed=noise_schedule.Tables._fields, trust_pickle=self.trust_pickle)
+                              optional_parts=self.parts_with_weights, computed=noise_schedule.Tables._fields, trust_pickle=self.trust_pickle)
         for part in self.parts_with_weights:
             if not only_model and not starts_with(part, ignored) and not any(key.startswith(part) for key in report.missed):
                 logger.info("%s: taken from %s, in the place of the weights that its own config names. To keep those: ignore_keys: [%s]", part, path, part)
