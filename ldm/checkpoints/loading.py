@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ OF_MISSED = {"model_ema": "averages begin at the weights loaded", "embedding_man
 # Of a group that the file has and the model has no place for.
 OF_UNEXPECTED = {
     "model_ema": "the config keeps no averages (use_ema: false)",
-    "embedding_manager": "the words of the file, for a config that has these placeholders (or --embedding_manager_ckpt)",
+    "embedding_manager": "words go to placeholders of the same name, where the config has them",
 }
 
 
@@ -73,14 +73,14 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
                  may_be_unexpected: Sequence[str] = (), only_prefix: str | None = None, optional_parts: Sequence[str] = (),
                  computed: Sequence[str] = ()) -> LoadReport:
     """`load_weights` for tensors already read; `source` names them in messages."""
-    own = module.state_dict()
+    own, concerned = module.state_dict(), ""
     given = {key: value for key, value in tensors.items() if not (ignore_prefixes and starts_with(key, ignore_prefixes))}
     if only_prefix is not None:
         given = under(given, only_prefix, own)
         if not given:
             raise ValueError(f"{source}: no key begins with {only_prefix}")
-        # the rest of the module is not what this loading is about
-        may_miss = (*may_miss, *(key for key in own if not key.startswith(only_prefix))) if any(key.startswith(only_prefix) for key in own) else may_miss
+        if any(key.startswith(only_prefix) for key in own):  # the rest of the module is not what this loading is about
+            may_miss, concerned = (*may_miss, *(key for key in own if not key.startswith(only_prefix))), only_prefix
     given = renamed(given, own)
     may_miss = (*may_miss, *(part for part in optional_parts if not any(key.startswith(part) for key in given)))
     unexpected = [key for key in given if key not in own]
@@ -93,7 +93,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     rounded = {key for key in computed if key in given and key in own and is_rounded(given[key], own[key])}
     fill(module, {key: value for key, value in given.items() if key in own and key not in rounded})
     report = LoadReport(len(given) - len(unexpected), missed, unexpected)
-    logger.info("loaded %s: %s", source, report.summary())
+    logger.info("loaded %s: %s", source, replace(report, missed=[key for key in missed if key.startswith(concerned)]).summary())
     return report
 
 
