@@ -20,14 +20,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="run folder, or one of its checkpoints; or a file of low-rank adapters (this project's or kohya's)")
     parser.add_argument("out", help="file to write, .safetensors or .ckpt")
-    parser.add_argument("--half", action="store_true", help="as 16-bit floats: half the size")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="format of the weights; as they are unless given")
+    formats.add_argument("--half", action="store_const", const="float16", dest="dtype", help="--dtype float16: half the size")
     parser.add_argument("--averaged", action="store_true", help="the averaged weights (use_ema) instead of the last ones")
     parser.add_argument("--adapter-strength", type=float, metavar="S", help="how much of the low-rank adapters is merged in; 1 unless given")
     parser.add_argument("--base-checkpoint", metavar="MODEL", help="the model that the adapters were trained on; a run names its own")
     parser.add_argument("--trust_pickle", action="store_true", help="read a checkpoint that holds more than weights: it can run code, so only your own")
     opt = parser.parse_args(argv)
     try:
-        count = export_weights(opt.source, opt.out, dtype=torch.float16 if opt.half else None, averaged=opt.averaged, trust_pickle=opt.trust_pickle,
+        dtype = getattr(torch, opt.dtype) if opt.dtype else None
+        count = export_weights(opt.source, opt.out, dtype=dtype, averaged=opt.averaged, trust_pickle=opt.trust_pickle,
                                adapter_strength=opt.adapter_strength, base=opt.base_checkpoint)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
     reading   any checkpoint → dictionary, without running code      writing   dictionary → file, whole or not at all
     keys      names that differ between checkpoints                  loading   named tensors → module, strictly
     embeddings  the learnt words                                     export    a run → weights alone
+    construction  modules built without weights, for a file to bring them
     adapters    low-rank adapters of two layouts, merged
 """
 from ldm.checkpoints.loading import LoadReport, load_tensors, load_weights

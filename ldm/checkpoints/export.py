@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm.checkpoints.adapters import adapters_in, has_adapters, merged
 from ldm.checkpoints.keys import EMA, NOTES, TEXT_TOWER, WRAPPED_TEXT_TOWER, base_weights, is_adapter, with_averaged_weights
 from ldm.checkpoints.reading import read_checkpoint, read_state_dict
-from ldm.checkpoints.writing import save_weights
+from ldm.checkpoints.writing import ready_to_save, save_weights
 from ldm.regularization.bank import hash_tensors
 
 WORDS = "embedding_manager."
@@ -25,6 +25,7 @@ def export_weights(source: str | Path, out: str | Path, *, dtype: torch.dtype | 
                    adapter_strength: float | None = None, base: str | Path | None = None) -> int:
     """Writes the weights of a run (its folder) or checkpoint to `out`, .safetensors or .ckpt; returns how many tensors.
 
+    dtype: of the networks' weights; the model's noise tables (keys without a dot) are kept as exact as they are.
     averaged: the exponential averages in the place of the weights, where the run kept some; otherwise they are left out.
     adapter_strength: of low-rank adapters, which are merged into their base (1 unless given). base: the file of that base; for a run, the one that it
     names unless given.
@@ -45,7 +46,7 @@ def export_weights(source: str | Path, out: str | Path, *, dtype: torch.dtype | 
     if "loops" in content and not any(key.startswith(("model.", "encoder.")) for key in tensors):
         raise ValueError(f"{source}: holds the learnt word but not the network, which stayed as it was: use embeddings.pt beside it with the base model")
     tensors = with_averaged_weights(tensors) if averaged else {key: value for key, value in tensors.items() if not key.startswith(EMA)}
-    save_weights(out, tensors, dtype=dtype)
+    save_weights(out, {key: ready_to_save(value, dtype if "." in key else None) for key, value in tensors.items()})
     return len(tensors)
 
 

@@ -1,7 +1,8 @@
 """Names of tensors: which may be absent anywhere, which go by two names, and what a set of names says about the model it belongs to."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 # Stored by older libraries and computed by today's; the training loss of a first stage is of no use to who samples.
 POSITION_IDS = "position_ids"
 OPTIONAL_PREFIXES = ("first_stage_model.loss.",)
+# Tables of samplers, which some programs leave in a model that they save, and CLIP's projection and scale, which belong to its other half.
+STRAY_PREFIXES = ("ddim_", "plms_", "denoiser.", "cond_stage_model.logit_scale", "cond_stage_model.transformer.text_projection.")
 
 NETWORKS = ("model.", "cond_stage_model.", "first_stage_model.")
 # Of a layer's low-rank adapter, below the layer's name.
@@ -23,6 +26,9 @@ TEXT_TOWER, WRAPPED_TEXT_TOWER = "cond_stage_model.transformer.", "cond_stage_mo
 EMA = "model_ema."
 EMA_COUNTERS = ("decay", "num_updates")
 CROSS_ATTENTION_INPUT = "attn2.to_k.weight"
+FIRST_CONVOLUTION = "model.diffusion_model.input_blocks.0.0.weight"
+INPAINTING_CHANNELS = 9  # latents, masked latents, mask
+DIFFUSERS = re.compile(r"(^|\.)(down_blocks|up_blocks|mid_block)\.")
 
 
 class Family(NamedTuple):
@@ -39,6 +45,11 @@ class Family(NamedTuple):
 def is_optional(key: str) -> bool:
     """Whether a checkpoint may lack this key, or have it without need."""
     return key.rpartition(".")[2] == POSITION_IDS or key.startswith(OPTIONAL_PREFIXES)
+
+
+def is_stray(key: str) -> bool:
+    """Whether a checkpoint may have this key, of which no model here makes use."""
+    return key.startswith(STRAY_PREFIXES)
 
 
 def is_adapter(key: str) -> bool:
@@ -98,19 +109,36 @@ def with_averaged_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def family(shapes: Mapping[str, torch.Size]) -> Family:
     """What these names and shapes are, as far as that is easily said."""
     width = next((shape[1] for key, shape in shapes.items() if key.endswith(CROSS_ATTENTION_INPUT)), None)
-    if any(key.startswith(("down_blocks.", "unet.down_blocks.", "mid_block.")) for key in shapes):
+    if any(DIFFUSERS.search(key) for key in shapes):
         return Family("a model in diffusers' layout", width, None)
+    if any(key.startswith("conditioner.embedders.") for key in shapes):
+        return Family("Stable Diffusion XL", width, None)
     if any("lora_" in key for key in shapes) and width is None:
         return Family("low-rank adapters, no model", width, None)
     if any(key.startswith("cond_stage_model.model.") for key in shapes) or width == 1024:
         return Family("Stable Diffusion 2", width, None)
     if width == 1280:
         return Family("the 1.4-billion text-to-image model of latent diffusion", width, "configs/latent-diffusion/txt2img-1p4B-finetune.yaml")
+    if width == 768 and shapes.get(FIRST_CONVOLUTION, (0, 0))[1] == INPAINTING_CHANNELS:
+        return Family("Stable Diffusion 1 for inpainting", width, None)
     if width == 768:
         return Family("Stable Diffusion 1", width, "configs/stable-diffusion/v1-finetune.yaml")
     if width is None and not any("diffusion_model." in key for key in shapes) and any("encoder.conv_in" in key for key in shapes):
         return Family("a first stage", None, None)
     return Family("a latent diffusion model", width, None)
+
+
+def by_group(keys: Iterable[str]) -> dict[str, list[str]]:
+    """The keys by their first name: model, first_stage_model, …; "" for tensors of the model itself, its noise tables."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(key.partition(".")[0] if "." in key else "", []).append(key)
+    return groups
+
+
+def counted(name: str, keys: Sequence[str], shown: int = 2) -> str:
+    """A group in words: its name, how many keys, and the first few of them."""
+    return f"{name or 'tables and numbers'} {len(keys)} ({listing(keys, shown)})"
 
 
 def listing(keys: Iterable[str], shown: int = 5) -> str:

@@ -5,6 +5,7 @@ A pickled file is read with `weights_only=True`; one that needs more is refused,
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ HARMLESS = [
 ]
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
+GLOBAL = re.compile(r"GLOBAL (\S+)")
 SUFFIXES = ".ckpt, .pt, .pth or .safetensors"
 
 
@@ -62,7 +64,7 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> dict[str
         content = load_pickled(path, weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: {refusal(path, error)}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, AttributeError, ImportError) as error:
+    except Exception as error:  # a byte that was changed can lead the unpickler to any of them
         raise damaged(path, "a checkpoint", error) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint (a dictionary)")
@@ -148,8 +150,10 @@ def refusal(path: Path, error: pickle.UnpicklingError) -> str:
     """Why an unpickling error stopped the reading: more than weights in it, or no checkpoint at all."""
     text = str(error)
     if "weights_only" in text.lower() or "unsupported" in text.lower():
-        needs = next((line.strip() for line in text.splitlines() if "GLOBAL" in line), "")
-        detail = f" ({needs})" if needs else ""
+        named = GLOBAL.search(text)
+        if named is not None and named[1].endswith(".ParameterDict"):
+            return "a file of learnt words, not of weights: it is given with --embedding_manager_ckpt (training) or --embedding_path (sampling)."
+        detail = f" ({named[1]})" if named else ""
         return f"holds more than weights{detail}. Reading it can run code hidden in it; if you trust where it comes from, say so with --trust_pickle."
     return f"not a checkpoint, or damaged ({first_line(error)})"
 

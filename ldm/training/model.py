@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_model_from_config(config: DictConfig, ckpt: str, verbose: bool = False) -> pl.LightningModule:
-    """The model of `config.model` with the weights of `ckpt` (read once, on the CPU), in evaluation mode.
+    """The model of `config.model` with the weights of `ckpt` (once, on the CPU, mapped where the file's format lets them be), in evaluation mode.
 
     verbose: log how many parameters it has. Raises as `ldm.checkpoints.load_weights`.
     """

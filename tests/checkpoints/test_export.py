@@ -37,6 +37,26 @@ def test_export_of_the_averages_in_half_precision(run):
     assert torch.equal(tensors["model.a.weight"], averages["model_ema.aweight"].half())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_tables_are_exported_as_exact_as_they_are(run, dtype):
+    """Half of 1 - 0.99999 is nothing."""
+    folder, weights, _ = run
+    last = folder / "checkpoints" / "last.ckpt"
+    tables = {"betas": torch.tensor([1e-5, 2e-5]), "posterior_variance": torch.tensor([1e-20, 1.0])}
+    torch.save({"state_dict": weights | tables}, last)
+    export_weights(last, folder / "m.safetensors", dtype=dtype)
+    tensors = read_state_dict(folder / "m.safetensors")
+    assert all(torch.equal(tensors[key], value) for key, value in tables.items()) and tensors["model.a.weight"].dtype == dtype
+
+
+def test_export_opens_without_running_anything_of_ours(run):
+    """A15: plain tensors, which torch alone reads."""
+    folder, weights, _ = run
+    export_weights(folder, folder / "m.ckpt")
+    assert torch.load(folder / "m.ckpt", weights_only=True)["state_dict"].keys() == weights.keys()
+    assert set(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)) >= {"state_dict", "optimizer_states"}
+
+
 def test_run_that_tuned_only_the_word_points_to_its_embeddings(tmp_path):
     torch.save({"state_dict": {"embedding_manager.x": torch.ones(1)}, "loops": {}}, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match="embeddings.pt"):

@@ -112,6 +112,24 @@ def test_weights_of_another_family_get_one_sentence_with_both_widths_and_the_yam
         load_weights(Fake(text_model(96)), saved(text_model(64, flat=True)))
 
 
+def inpainting_model() -> dict[str, torch.Tensor]:
+    return {**text_model(768), "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}
+
+
+@pytest.mark.parametrize(("wanted", "given", "said"), [
+    (768, text_model(1280), ["1.4-billion", "1280", "Stable Diffusion 1", "768", "fits configs/latent-diffusion/txt2img-1p4B-finetune.yaml"]),
+    (1280, text_model(768), ["Stable Diffusion 1", "768", "1.4-billion", "1280", "fits configs/stable-diffusion/v1-finetune.yaml"]),
+    (768, inpainting_model(), ["Stable Diffusion 1 for inpainting", "in_channels: 9 and conditioning_key: hybrid"]),
+    (768, {"encoder.conv_in.weight": torch.zeros(1)}, ["holds a first stage", "first_stage_config.params.ckpt_path"]),
+    (768, {"conditioner.embedders.0.w": torch.zeros(1)}, ["Stable Diffusion XL", "no yaml here builds that"]),
+])  # fmt: skip
+def test_each_family_in_the_place_of_another_is_one_sentence_with_what_to_do(saved, wanted, given, said):
+    """A14, both ways round."""
+    with pytest.raises(ValueError, match="Nothing was loaded") as caught:
+        load_weights(Fake(text_model(wanted)), saved(given))
+    assert all(words in str(caught.value) for words in said) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("keys", "name"),
     [
@@ -119,6 +137,8 @@ def test_weights_of_another_family_get_one_sentence_with_both_widths_and_the_yam
         (["lora_unet_down_blocks_0.lora_down.weight"], "adapters"),
         (["cond_stage_model.model.token_embedding.weight"], "Stable Diffusion 2"),
         (["encoder.conv_in.weight"], "first stage"),
+        (["encoder.down_blocks.0.resnets.0.conv1.weight"], "diffusers"),
+        (["conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"], "Stable Diffusion XL"),
         (["model.diffusion_model.out.0.weight", "first_stage_model.encoder.conv_in.weight"], "latent diffusion"),
     ],
 )

@@ -94,6 +94,30 @@ def test_truncated_file_is_said_to_be_cut_short(written, name, kept):
         read_state_dict(path)
 
 
+@pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
+@pytest.mark.parametrize("how", ["cut", "turned", "zeroed"])
+def test_damage_anywhere_is_one_message_or_leaves_names_and_shapes(written, name, how):
+    """Bytes of the weights themselves carry no checksum in either format; all others must not lead to an error of another kind."""
+    content = {f"model.{k}.weight": torch.randn(16, 16) for k in range(4)}
+    path = written(name, content if name.endswith("safetensors") else {"state_dict": content})
+    good = path.read_bytes()
+    for offset in [*range(0, 1024, 3), *range(1024, len(good) - 512, 97), *range(len(good) - 512, len(good), 5)]:
+        broken = bytearray(good)
+        if how == "cut":
+            del broken[offset:]
+        elif how == "turned":
+            broken[offset] ^= 0xFF
+        else:
+            broken[offset : offset + 16] = bytes(len(broken[offset : offset + 16]))
+        path.write_bytes(broken)
+        try:
+            tensors = read_state_dict(path)
+        except ValueError as error:
+            assert str(path) in str(error), offset
+        else:
+            assert how != "cut" and all(isinstance(value, torch.Tensor) for value in tensors.values())
+
+
 class Malicious:
     def __reduce__(self):
         return (os.system, ("touch /tmp/this-must-not-be-made",))
