@@ -97,7 +97,8 @@ def main(options: argparse.Namespace) -> None:
         columns=options.n_rows or options.n_samples,
     )
     written = draw_to_files(request, output)
-    print(f"{len(request.pictures)} pictures drawn; files written to {output.folder}: {len(written)}" + (f", the last is {written[-1].name}" if written else ""))
+    last = f", the last is {written[-1].name}" if written else ""
+    print(f"{len(request.pictures)} pictures drawn; files written to {output.folder}: {len(written)}{last}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ halves of a batch (`ldm.models.diffusion.sampling.predict_eps`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,9 +77,14 @@ def seeds_from(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
+def effective(precision: str, device: torch.device) -> str:
+    """The precision that a device really computes in."""
+    return precision if device.type == "cuda" else "full"
+
+
 def precision_scope(device: torch.device, precision: str) -> AbstractContextManager:
     """16-bit arithmetic where the settings ask for it and the device is made for it."""
-    return torch.autocast(device.type, dtype=torch.float16 if device.type == "cuda" else None, enabled=precision == "autocast" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.float16) if effective(precision, device) == "autocast" else nullcontext()
 
 
 @torch.no_grad()

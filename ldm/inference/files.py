@@ -77,6 +77,11 @@ def write_new(folder: Path, name: Callable[[int], str], content: bytes, number: 
     raise AssertionError("there is always a larger number")
 
 
+def write_beside(folder: Path, name: str, content: bytes) -> Path:
+    """Writes `<name>.png`, or where that is taken `<name>-0001.png` and so on; returns the path. Raises as `write_new`."""
+    return write_new(folder, lambda n: f"{name}-{n:04}.png" if n else f"{name}.png", content)[0]
+
+
 def png(image: Image.Image, about: Mapping[str, Any] | None = None) -> bytes:
     """The picture as PNG. about: its text chunks; what is no text becomes JSON."""
     chunks = PngInfo()

@@ -5,7 +5,7 @@ Picture i of a prompt has the seed `seed + i`, whatever the batch size, the othe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ldm.evaluation.models import chosen_device
 from ldm.evaluation.montage import to_image
 from ldm.evaluation.sampling import encode_prompts
 from ldm.inference import files
-from ldm.inference.drawing import PictureNoise, Settings, draw_latents, pictures_of, seeds_from
+from ldm.inference.drawing import PictureNoise, Settings, draw_latents, effective, pictures_of, seeds_from
 from ldm.inference.models import open_model
 from ldm.inference.prompts import tokenizer_of, warn_of_absent_words, warn_of_unread
 from ldm.inference.sizes import latent_shape
@@ -79,6 +79,7 @@ def draw_to_files(request: Request, output: Output) -> list[Path]:
     model = open_model(
         request.config, request.checkpoint, embeddings=request.embeddings, device=chosen_device(request.device), trust_pickle=request.trust_pickle
     )
+    request = replace(request, settings=replace(request.settings, precision=effective(request.settings.precision, model.device)))
     tokenizer_of(model)
     shape = latent_shape(model, request.height, request.width, channels=request.channels, factor=request.factor)
     prompts = [picture.prompt for picture in request.pictures]
@@ -143,4 +144,4 @@ def write_grid(shown: Sequence[Tensor], output: Output, request: Request) -> Pat
     name = output.grid_name
     if output.numbered_grid:
         return files.write_new(output.folder, lambda n: f"{name}-{n:04}.png", content, files.next_number(output.folder, f"{name}-"))[0]
-    return files.write_new(output.folder, lambda n: f"{name}-{n:04}.png" if n else f"{name}.png", content)[0]
+    return files.write_beside(output.folder, name, content)
