@@ -77,6 +77,12 @@ def seeds_from(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
+def check_steps(model: LatentDiffusion, settings: Settings) -> None:
+    """Raises ValueError for more steps than the model was trained with."""
+    if settings.steps > model.num_timesteps:
+        raise ValueError(f"{settings.steps} steps were asked for; this model was trained with {model.num_timesteps}, so it must be 1 to {model.num_timesteps}")
+
+
 def effective(precision: str, device: torch.device) -> str:
     """The precision that a device really computes in."""
     return precision if device.type == "cuda" else "full"
@@ -92,10 +98,7 @@ def draw_latents(
     model: LatentDiffusion, noise: PictureNoise, settings: Settings, *, conditioning: Any, unconditional: Any = None,
     callback: Callable[[int], Any] | None = None,
 ) -> Tensor:
-    """Latents (B, C, h, w) by the sampler of the settings; callback(i) is called after step i. conditioning: what `apply_model` takes.
-
-    Raises ValueError for more steps than the model was trained with.
-    """
+    """Latents (B, C, h, w) by the sampler of the settings; callback(i) is called after step i. conditioning: what `apply_model` takes."""
     sampler = SAMPLERS[settings.sampler](model)
     with precision_scope(model.device, settings.precision):
         latents, _ = sampler.sample(

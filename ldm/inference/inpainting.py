@@ -19,7 +19,7 @@ from ldm.data.images import open_picture, to_model_range
 from ldm.evaluation.models import chosen_device
 from ldm.evaluation.montage import to_image
 from ldm.inference import files
-from ldm.inference.drawing import PictureNoise, Settings, draw_latents, pictures_of, seeds_from
+from ldm.inference.drawing import PictureNoise, Settings, check_steps, draw_latents, pictures_of, seeds_from
 from ldm.inference.models import open_model
 from ldm.inference.sizes import nearest, pixels_per_latent, side_multiple
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -86,6 +86,7 @@ def fill_to_files(
     seeds = seeds_from(seed, len(pairs))
     model = open_model(config, checkpoint, device=chosen_device(device), trust_pickle=trust_pickle)
     check_model(model)
+    check_steps(model, settings)
     check_sizes(model, pairs, sizes)
     written: list[Path] = []
     try:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoints import load_tensors, read_state_dict
 from ldm.checkpoints.embeddings import read_embeddings
+from ldm.checkpoints.reading import checked
 from ldm.evaluation.models import load_frozen
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -28,12 +29,14 @@ def open_model(
     checkpoint's own words are taken, and without any a prompt is plain text.
     Raises FileNotFoundError or ValueError for files that are missing or do not belong to that config.
     """
-    if embeddings is not None:
-        read_embeddings(embeddings)  # what is wrong with it is said before minutes go into the model
+    checked(checkpoint)  # what is wrong with the files is said before minutes go into the model
+    if embeddings is not None and not Path(embeddings).is_file():
+        raise FileNotFoundError(f"--embedding_path: no file {embeddings} (looked from {Path.cwd()}); a run writes checkpoints/embeddings.pt")
+    words = None if embeddings is None else list(read_embeddings(embeddings)[0])
     model = load_frozen(without_training(config), Path(checkpoint), device=torch.device("cpu"), trust_pickle=trust_pickle)
     target = OmegaConf.select(config, "model.params.personalization_config.target") or MANAGER
-    if embeddings is not None:
-        model.embedding_manager = manager_for(model, target, {"placeholder_strings": list(read_embeddings(embeddings)[0])[:1]})
+    if words is not None:
+        model.embedding_manager = manager_for(model, target, {"placeholder_strings": words[:1]})
         model.embedding_manager.load(str(embeddings))
     else:
         model.embedding_manager = words_of_checkpoint(model, target, checkpoint, trust_pickle)

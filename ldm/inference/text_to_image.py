@@ -17,7 +17,7 @@ from ldm.evaluation.models import chosen_device
 from ldm.evaluation.montage import to_image
 from ldm.evaluation.sampling import encode_prompts
 from ldm.inference import files
-from ldm.inference.drawing import PictureNoise, Settings, draw_latents, effective, pictures_of, seeds_from
+from ldm.inference.drawing import PictureNoise, Settings, check_steps, draw_latents, effective, pictures_of, seeds_from
 from ldm.inference.models import open_model
 from ldm.inference.prompts import tokenizer_of, warn_of_absent_words, warn_of_unread
 from ldm.inference.sizes import latent_shape
@@ -76,42 +76,47 @@ def draw_to_files(request: Request, output: Output) -> list[Path]:
     Raises ValueError or FileNotFoundError, before the model is loaded where that can be known. On Ctrl-C what was drawn so far stays.
     """
     files.check_outdir(output.folder)
-    model = open_model(
-        request.config, request.checkpoint, embeddings=request.embeddings, device=chosen_device(request.device), trust_pickle=request.trust_pickle
-    )
+    model, pictures = open_and_draw(request)
     request = replace(request, settings=replace(request.settings, precision=effective(request.settings.precision, model.device)))
-    tokenizer_of(model)
-    shape = latent_shape(model, request.height, request.width, channels=request.channels, factor=request.factor)
-    prompts = [picture.prompt for picture in request.pictures]
-    warn_of_unread(model, prompts)
-    warn_of_absent_words(model, prompts, request.embeddings or request.checkpoint)
-    files.make_folder(output.folder)
+    folder = files.make_folder(output.folder) / "samples"
     written: list[Path] = []
     shown: list[Tensor] = []
     try:
-        with model.ema_scope("drawing"):
-            for picture, drawn in drawn_pictures(model, request, shape):
-                if output.samples:
-                    folder = output.folder / "samples"
-                    about = described(picture, drawn, request)
-                    path, _ = files.write_new(
-                        folder, lambda n: f"{n:0{output.digits}}.png", files.png(to_image(drawn), about), files.next_number(folder)
-                    )
-                    written.append(path)
-                shown.append(drawn)
+        for picture, drawn in pictures:
+            if output.samples:
+                content = files.png(to_image(drawn), described(picture, drawn, request))
+                written.append(files.write_new(folder, lambda n: f"{n:0{output.digits}}.png", content, files.next_number(folder))[0])
+            shown.append(drawn)
     except KeyboardInterrupt:
-        stay = f"{len(written)} of {len(prompts)} pictures were written and stay in {output.folder / 'samples'}" if written else "before a picture was written"
+        stay = f"{len(written)} of {len(request.pictures)} pictures were written and stay in {folder}" if written else "before a picture was written"
         raise KeyboardInterrupt(stay) from None
     if output.grid_name is not None:
         written.append(write_grid(shown, output, request))
     return written
 
 
+def open_and_draw(request: Request) -> tuple[LatentDiffusion, Iterator[tuple[Picture, Tensor]]]:
+    """The model, and each picture with what was drawn, (3, H, W) in [-1, 1] on the CPU: drawn as they are asked for, batch after batch.
+
+    Raises ValueError or FileNotFoundError; logs what of the prompts does not reach the model.
+    """
+    model = open_model(
+        request.config, request.checkpoint, embeddings=request.embeddings, device=chosen_device(request.device), trust_pickle=request.trust_pickle
+    )
+    tokenizer_of(model)
+    check_steps(model, request.settings)
+    shape = latent_shape(model, request.height, request.width, channels=request.channels, factor=request.factor)
+    prompts = [picture.prompt for picture in request.pictures]
+    warn_of_unread(model, prompts)
+    warn_of_absent_words(model, prompts, request.embeddings or request.checkpoint)
+    return model, drawn_pictures(model, request, shape)
+
+
 def drawn_pictures(model: LatentDiffusion, request: Request, shape: tuple[int, int, int]) -> Iterator[tuple[Picture, Tensor]]:
-    """Each picture with what was drawn, (3, H, W) in [-1, 1] on the CPU."""
+    """What `open_and_draw` gives, from a model that is there."""
     guided = request.settings.scale != 1.0
     batches = [request.pictures[start : start + request.batch_size] for start in range(0, len(request.pictures), request.batch_size)]
-    with tqdm(total=len(batches) * request.settings.steps, desc=request.settings.sampler, unit="step") as bar:
+    with model.ema_scope("drawing"), tqdm(total=len(batches) * request.settings.steps, desc=request.settings.sampler, unit="step") as bar:
         for batch in batches:
             latents = draw_latents(
                 model,

@@ -24,7 +24,7 @@ from ldm.checkpoints import read_checkpoint
 from ldm.evaluation.models import chosen_device
 from ldm.evaluation.montage import to_image
 from ldm.inference import files
-from ldm.inference.drawing import PictureNoise, Settings, draw_latents, draw_latents_ancestrally, pictures_of, seeds_from
+from ldm.inference.drawing import PictureNoise, Settings, check_steps, draw_latents, draw_latents_ancestrally, pictures_of, seeds_from
 from ldm.inference.models import open_model
 from ldm.inference.sizes import latent_shape
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -91,6 +91,8 @@ def draw_to_folder(request: Request, out: Path) -> Path:
     model = open_model(request.config, request.source.checkpoint, device=chosen_device(request.device), trust_pickle=request.trust_pickle)
     labels = labels_of(model, request.classes, request.count)
     shape = latent_shape(model)
+    if not request.vanilla:
+        check_steps(model, request.settings)
     step = read_checkpoint(request.source.checkpoint, trust_pickle=request.trust_pickle).get("global_step", 0)
     folder = new_folder(out / "samples" / f"{int(step):08}")
     how = {"sampler": "ancestral", "steps": model.num_timesteps} if request.vanilla else asdict(request.settings)
