@@ -22,7 +22,7 @@ def read_prompt_lines(path: str | Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--from-file: no file {path} (looked from {Path.cwd()})")
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"--from-file: {path} is no UTF-8 text; expected one prompt a line") from error
     prompts = [line.strip() for line in lines if line.strip()]
