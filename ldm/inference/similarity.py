@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, resize
 from transformers import CLIPModel, CLIPTokenizer
 
 from ldm.checkpoints import read_state_dict
@@ -66,12 +68,8 @@ def cosines(samples: Tensor, others: Tensor) -> Similarity:
 
 def prepared(picture: Tensor, side: int) -> Tensor:
     """A picture (3, H, W) in [-1, 1] as CLIP was trained on: shorter side to `side` (bicubic, antialiased), the middle square, normalised."""
-    height, width = picture.shape[1:]
-    scale = side / min(height, width)
-    size = [max(side, round(height * scale)), max(side, round(width * scale))]
-    x = F.interpolate((picture[None].float() + 1.0) / 2.0, size=size, mode="bicubic", antialias=True).clamp(0.0, 1.0)[0]
-    top, left = (size[0] - side) // 2, (size[1] - side) // 2
-    x = x[:, top : top + side, left : left + side]
+    x = resize((picture.float() + 1.0) / 2.0, [side], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    x = center_crop(x.clamp(0.0, 1.0), [side, side])
     return (x - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
 

@@ -1,6 +1,7 @@
 """Prompts to files: one set of pictures a prompt, the same for every batch size, nothing overwritten, and bad input told in one line."""
 from __future__ import annotations
 
+import copy
 import json
 import os
 
@@ -77,10 +78,11 @@ def test_added_noise_is_each_pictures_own():
 
 @pytest.mark.parametrize("sampler", ["DDIM", "PLMS"])
 def test_every_number_of_steps_is_made(small, sampler):
-    c = small.model.get_learned_conditioning(["a house"])
-    for steps in range(1, small.model.num_timesteps + 1):
+    model = copy.copy(small.model)
+    model.apply_model = lambda x, t, c: torch.zeros_like(x)
+    for steps in range(1, model.num_timesteps + 1):
         made = []
-        draw_latents(small.model, PictureNoise([0], (4, 8, 8)), Settings(sampler, steps), conditioning=c, callback=made.append)
+        draw_latents(model, PictureNoise([0], (4, 8, 8)), Settings(sampler, steps), conditioning=torch.zeros(1, 1, 32), callback=made.append)
         assert made == list(range(steps))
 
 
