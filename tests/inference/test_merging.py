@@ -8,6 +8,7 @@ import torch
 
 from ldm.checkpoints.embeddings import read_embeddings, write_embeddings
 from ldm.inference.merging import merge_files, take_apart
+from ldm.modules.encoders.clip_tokenizer import clip_tokenizer
 from tests.inference.conftest import STAR, script_of
 from tests.modules.text_encoders import BERT_WORDS, bert_vocabulary
 
@@ -146,6 +147,6 @@ def test_diffusers_reads_an_exported_word(file_of, tmp_path):
         [str(exported)], **{key: None for key in ("cache_dir", "proxies", "token", "revision", "subfolder")}, force_download=False, local_files_only=True,
         weight_name=None,
     )  # fmt: skip
-    tokens, embeddings = loaders.TextualInversionLoaderMixin._retrieve_tokens_and_embeddings([None], states, None)
+    tokens, embeddings = loaders.TextualInversionLoaderMixin._retrieve_tokens_and_embeddings([None], states, clip_tokenizer())
     assert tokens == ["my-cat"]
     torch.testing.assert_close(embeddings[0], vectors_of(path)["*"], rtol=0, atol=0)
