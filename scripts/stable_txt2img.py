@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--skip_save", action="store_true", help="do not write the single pictures")
     add("--ddim_steps", type=int, default=50, help="steps of the sampler, exactly so many (50)")
     add("--plms", action="store_true", help="sample by PLMS instead of DDIM")
+    add("--dpm_solver", action="store_true", help="sample by DPM-Solver++ (needs the package diffusers)")
     add("--laion400m", action="store_true", help="the LAION-400M model of latent diffusion: its config, checkpoint and outdir, where none are named")
     add("--fixed_code", action="store_true", help="one start noise for all pictures, that of --seed")
     add("--ddim_eta", type=float, default=0.0, help="noise added in the steps: 0 none, 1 as much as DDPM")
@@ -71,6 +72,9 @@ def main(options: argparse.Namespace) -> None:
         raise ValueError("--prompt and --outdir need a value behind them")
     if options.skip_grid and options.skip_save:
         logger.warning("--skip_grid and --skip_save: the pictures are drawn, and nothing is written")
+    if options.plms and options.dpm_solver:
+        raise ValueError("--plms and --dpm_solver are two samplers: name one")
+    sampler = "PLMS" if options.plms else "DPM-Solver++" if options.dpm_solver else "DDIM"
     prompts = read_prompt_lines(options.from_file) if options.from_file else [options.prompt]
     each = options.n_iter if options.from_file else options.n_iter * options.n_samples
     if options.fixed_code and options.ddim_eta == 0 and each > 1:
@@ -80,7 +84,7 @@ def main(options: argparse.Namespace) -> None:
         checkpoint=options.ckpt,
         embeddings=options.embedding_path,
         pictures=pictures_of_prompts(prompts, each, options.seed),
-        settings=Settings("PLMS" if options.plms else "DDIM", options.ddim_steps, options.ddim_eta, options.scale, options.precision),
+        settings=Settings(sampler, options.ddim_steps, options.ddim_eta, options.scale, options.precision),
         height=options.H,
         width=options.W,
         channels=options.C,

@@ -17,10 +17,11 @@ from ldm.evaluation.sampling import decode_latents, start_noise
 from ldm.models.diffusion import ancestral
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler, scheduler_class
 from ldm.models.diffusion.noise_schedule import Gaussian
 from ldm.models.diffusion.plms import PLMSSampler
 
-SAMPLERS = {"DDIM": DDIMSampler, "PLMS": PLMSSampler}
+SAMPLERS = {"DDIM": DDIMSampler, "PLMS": PLMSSampler, "DPM-Solver++": DPMSolverSampler}
 PRECISIONS = ("full", "autocast")
 LARGEST_SEED = 2**32 - 1
 DECODED_AT_ONCE = 4  # decoding a latent of 64×64 takes gigabytes
@@ -46,8 +47,10 @@ class Settings:
             raise ValueError(f"{self.steps} steps were asked for; it must be at least 1")
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta:g}; it must be from 0 (no added noise) to 1 (as much as DDPM adds)")
-        if self.sampler == "PLMS" and self.eta != 0.0:
-            raise ValueError(f"eta is {self.eta:g}, but PLMS adds no noise: leave eta at 0, or take DDIM")
+        if self.sampler != "DDIM" and self.eta != 0.0:
+            raise ValueError(f"eta is {self.eta:g}, but {self.sampler} adds no noise: leave eta at 0, or take DDIM")
+        if self.sampler == "DPM-Solver++":
+            scheduler_class()  # said before a model is loaded
 
 
 class PictureNoise:

@@ -29,6 +29,7 @@ PARTS = {
     "ldm.models.diffusion.sampling": "formulas",
     "ldm.models.diffusion.ddim": "samplers",
     "ldm.models.diffusion.plms": "samplers",
+    "ldm.models.diffusion.dpm_solver": "samplers",
     "ldm.models.diffusion.ancestral": "samplers",
     "ldm.models.diffusion.previews": "samplers",
     "ldm.models.diffusion.tiles": "samplers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -57,8 +58,10 @@ def test_the_other_command_names_its_files_as_it_always_did(command, small, tmp_
     assert names(tmp_path / "samples") == [f"{n:04}.png" for n in range(4)]
 
 
-@pytest.mark.parametrize("sampler", [["--ddim_eta", "0"], ["--ddim_eta", "1"], ["--plms"]], ids=" ".join)
+@pytest.mark.parametrize("sampler", [["--ddim_eta", "0"], ["--ddim_eta", "1"], ["--plms"], ["--dpm_solver"]], ids=" ".join)
 def test_the_batch_size_does_not_change_a_picture(drawn, tmp_path, sampler):
+    if "--dpm_solver" in sampler:
+        pytest.importorskip("diffusers")
     for count in (1, 4):
         code, said = drawn("--prompt", "a house", "--n_samples", count, "--n_iter", 4 // count, *sampler, outdir=str(count))
         assert code == 0, said
@@ -211,6 +214,7 @@ def test_a_prompt_that_is_too_long_is_drawn_and_said(drawn):
         (["--ddim_steps", 21], "21 steps were asked for; this model was trained with 20"),
         (["--ddim_steps", 0], "it must be at least 1"),
         (["--plms", "--ddim_eta", 1], "PLMS adds no noise"),
+        (["--plms", "--dpm_solver"], "name one"),
         (["--ddim_eta", 1.5], "eta is 1.5"),
         (["--seed", -1], "--seed is -1"),
         (["--n_samples", 0], "--n_samples is 0"),
@@ -228,6 +232,12 @@ def test_bad_words_get_one_line_and_leave_nothing(drawn, monkeypatch, tmp_path, 
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert said_of_it in line and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_without_diffusers_its_sampler_says_what_to_install(drawn, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    code, said = drawn("--dpm_solver", "--prompt", "a")
+    assert code == 1 and "pip install diffusers" in said and not (tmp_path / "out").exists()
 
 
 def test_words_of_another_width_are_refused_with_both_widths(drawn, tmp_path):
