@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.checkpoints import load_tensors, read_state_dict
+from ldm.checkpoints import load_tensors, read_checkpoint, read_state_dict
 from ldm.checkpoints.embeddings import read_embeddings
-from ldm.checkpoints.reading import checked
+from ldm.checkpoints.keys import NOTES
 from ldm.evaluation.models import load_frozen
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -29,7 +30,7 @@ def open_model(
     checkpoint's own words are taken, and without any a prompt is plain text.
     Raises FileNotFoundError or ValueError for files that are missing or do not belong to that config.
     """
-    checked(checkpoint)  # what is wrong with the files is said before minutes go into the model
+    check_checkpoint(Path(checkpoint), trust_pickle)  # what is wrong with the files is said before minutes go into the model
     if embeddings is not None and not Path(embeddings).is_file():
         raise FileNotFoundError(f"--embedding_path: no file {embeddings} (looked from {Path.cwd()}); a run writes checkpoints/embeddings.pt")
     words = None if embeddings is None else list(read_embeddings(embeddings)[0])
@@ -41,6 +42,16 @@ def open_model(
     else:
         model.embedding_manager = words_of_checkpoint(model, target, checkpoint, trust_pickle)
     return model.eval().requires_grad_(False).to(device)
+
+
+def check_checkpoint(path: Path, trust_pickle: bool) -> None:
+    """Raises FileNotFoundError or ValueError for a file that is no checkpoint, or one that holds what a run learnt without the network."""
+    notes = read_checkpoint(path, trust_pickle=trust_pickle).get(NOTES)
+    if isinstance(notes, Mapping) and "base_sha256" in notes:
+        raise ValueError(
+            f"{path}: holds what its run learnt, and not the network that stayed as it was. Name that network's checkpoint ({notes.get('base_path')}), and "
+            f"the words with --embedding_path ({path.parent / 'embeddings.pt'}); low-rank adapters are merged into it first by scripts/export_weights.py"
+        )
 
 
 def without_training(config: DictConfig) -> DictConfig:

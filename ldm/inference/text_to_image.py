@@ -79,13 +79,16 @@ def draw_to_files(request: Request, output: Output) -> list[Path]:
     model, pictures = open_and_draw(request)
     request = replace(request, settings=replace(request.settings, precision=effective(request.settings.precision, model.device)))
     folder = files.make_folder(output.folder) / "samples"
+    number = files.next_number(folder)
     written: list[Path] = []
     shown: list[Tensor] = []
     try:
         for picture, drawn in pictures:
             if output.samples:
                 content = files.png(to_image(drawn), described(picture, drawn, request))
-                written.append(files.write_new(folder, lambda n: f"{n:0{output.digits}}.png", content, files.next_number(folder))[0])
+                path, taken = files.write_new(folder, lambda n: f"{n:0{output.digits}}.png", content, number)
+                written.append(path)
+                number = taken + 1
             shown.append(drawn)
     except KeyboardInterrupt:
         stay = f"{len(written)} of {len(request.pictures)} pictures were written and stay in {folder}" if written else "before a picture was written"
