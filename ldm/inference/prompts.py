@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def without_words(model: LatentDiffusion, prompt: str) -> str:
     """The prompt without the model's learnt words, for encoders that do not know them."""
     words = {} if model.embedding_manager is None else model.embedding_manager.string_to_token_dict
     for word in words:
-        prompt = prompt.replace(word, " ")
+        prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", prompt)
     return " ".join(prompt.split())
 
 
