@@ -53,14 +53,17 @@ def counts_of(options: argparse.Namespace) -> Counts:
 
 
 def run_command(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> int:
-    """Parses the words, runs the command, returns its exit code. One line on stderr says what went wrong; `--debug`, which every command has, shows where."""
+    """Parses the words, runs the command, returns its exit code. One line on stderr says what went wrong; `--debug`, which every command has, shows where.
+
+    A KeyboardInterrupt may carry words, which are shown.
+    """
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         main(options)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped\n")
+    except KeyboardInterrupt as stop:
+        sys.stderr.write("\n" + ": ".join(["stopped", *map(str, stop.args)]) + "\n")
         return 130
     except (ValueError, OSError) as error:
         if options.debug:

@@ -29,6 +29,7 @@ PARTS = {
     "ldm.models.diffusion.sampling": "formulas",
     "ldm.models.diffusion.ddim": "samplers",
     "ldm.models.diffusion.plms": "samplers",
+    "ldm.models.diffusion.dpm_solver": "samplers",
     "ldm.models.diffusion.ancestral": "samplers",
     "ldm.models.diffusion.previews": "samplers",
     "ldm.models.diffusion.tiles": "samplers",
@@ -43,16 +44,18 @@ PARTS = {
     "ldm.checkpoints": "checkpoints",
     "ldm.training": "training",
     "ldm.evaluation": "evaluation",
+    "ldm.inference": "inference",
 }
 
 # The way down: a part may import any part that stands further right.
 CHAIN = [
-    ["scripts"], ["main"], ["evaluation", "training"], ["regularized", "rivals"], ["ddpm", "adapters"], ["samplers"], ["formulas"],
+    ["scripts"], ["main"], ["inference"], ["evaluation", "training"], ["regularized", "rivals"], ["ddpm", "adapters"], ["samplers"], ["formulas"],
     ["noise_schedule"], ["autoencoder"], ["modules"], ["util", "prompts"],
 ]  # fmt: skip
 BESIDE_THE_CHAIN = {
     "scripts": {"data", "checkpoints", "lr_scheduler", "regularization"},
     "main": {"data", "checkpoints", "lr_scheduler"},
+    "inference": {"data", "checkpoints"},
     "evaluation": {"data", "checkpoints", "regularization"},
     "training": {"data", "checkpoints", "lr_scheduler"},
     "regularized": {"regularization"},
