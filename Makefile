@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON_IS_THERE)
 	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --editable '.[dev,lora]'
+	$(RUN) -m pip install --editable '.[dev,dpm,lora]'
 	@touch $@
 
 test: $(INSTALLED)  ## the tests, at most 12 minutes on 2 cores

@@ -35,8 +35,8 @@ def main(options: argparse.Namespace) -> None:
     )
     for word, before in joined:
         was = "" if word.string == before else f" (was {before!r} there)"
-        print(f"{word.string!r}: {tuple(word.vectors.shape)} from {word.file}{was}")  # noqa: T201
-    print(f"{options.output_path}: {len(joined)} words")  # noqa: T201
+        print(f"{word.string!r}: {tuple(word.vectors.shape)} from {word.file}{was}")
+    print(f"{options.output_path}: {len(joined)} words")
 
 
 if __name__ == "__main__":
