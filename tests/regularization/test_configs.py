@@ -14,6 +14,7 @@ from ldm.regularization import (
     CachedTeacher,
     ClassPrompts,
     ConstantWeight,
+    GuidedMSE,
     MixedLatents,
     Mixture,
     NoiseMSE,
@@ -51,8 +52,8 @@ def test_the_term_is_the_recommended_one(path):
     parts = regularizer.weight, regularizer.conditioning, regularizer.latents, regularizer.teacher, regularizer.loss
     adapters, small = "lora" in path.stem, path.parent.name == "characters"
     teacher = AdapterOff if adapters else CachedTeacher
-    conditioning, latents = (Mixture, MixedLatents) if small else (ClassPrompts, PriorSamples)
-    assert [type(part) for part in parts] == [ConstantWeight, conditioning, latents, teacher, NoiseMSE]
+    conditioning, latents, loss = (Mixture, MixedLatents, GuidedMSE) if small else (ClassPrompts, PriorSamples, NoiseMSE)
+    assert [type(part) for part in parts] == [ConstantWeight, conditioning, latents, teacher, loss]
     prior = regularizer.latents.parts[0] if small else regularizer.latents
     assert (prior.samples, prior.ddim_steps, prior.guidance_scale) == (256 if small else 64, 50, 1.0)
     assert not small or [(type(part), part.samples, part.t_min) for part in regularizer.latents.parts[1:]] == [(TrainingPictures, 16, 200)]
@@ -60,6 +61,15 @@ def test_the_term_is_the_recommended_one(path):
     assert regularizer.seed == 23 and regularizer.on
     if not small:
         assert vars(regularizer.weight) == SD and regularizer.batch_size == 1
+
+
+def test_guided_outputs_are_held_at_the_guidance_that_the_characters_are_drawn_with():
+    for path in SHIPPED:
+        config = OmegaConf.load(path)
+        regularizer = build_regularizer(config.model.params.regularization_config)
+        if isinstance(regularizer.loss, GuidedMSE):
+            images = config.lightning.callbacks.image_logger.params.log_images_kwargs
+            assert regularizer.loss.guidance_scale == images.unconditional_guidance_scale, path
 
 
 def test_a_characters_prompts_are_the_captions_bare_and_dressed_and_none_that_is_measured_as_held_out():
