@@ -98,6 +98,6 @@ def decode_latents(model: LatentDiffusion, latents: Tensor, *, batch_size: int =
     return torch.cat(pictures)
 
 
-def sample_pictures(model: LatentDiffusion, pairs: Sequence[tuple[str, int]], sampling: Sampling, *, progress: str = "sampling") -> Tensor:
+def sample_pictures(model: LatentDiffusion, pairs: Sequence[tuple[str, int]], sampling: Sampling, *, progress: str | None = "sampling") -> Tensor:
     """Pictures drawn for (prompt, seed) pairs, (len(pairs), 3, H, W) fp32 in [-1, 1] on the CPU."""
     return decode_latents(model, sample_latents(model, pairs, sampling, progress=progress))
