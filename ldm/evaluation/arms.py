@@ -19,6 +19,7 @@ CONFIGS = {
     (True, 2): Path("configs/characters/pivotal_reg.yaml"),
 }  # (regularised, phases)
 
+MIXTURE = "empty+class"  # what ideas 3 to 5 have to surpass
 _CONDITIONING = "ldm.regularization.conditioning."
 _EMPTY, _CLASS = {"target": _CONDITIONING + "EmptyPrompt"}, {"target": _CONDITIONING + "ClassPrompts"}
 CONDITIONINGS: dict[str, dict[str, Any]] = {
@@ -27,7 +28,7 @@ CONDITIONINGS: dict[str, dict[str, Any]] = {
     "embedding": {"target": _CONDITIONING + "EmbeddingInterpolation", "params": {"alpha": 0.5}},
     "encoding": {"target": _CONDITIONING + "EncodingInterpolation", "params": {"alpha": 0.5}},
     "hypersphere": {"target": _CONDITIONING + "Hypersphere", "params": {"directions": "towards"}},
-    "empty+class": {"target": _CONDITIONING + "Mixture", "params": {"parts": [_EMPTY, _CLASS], "weights": [0.5, 0.5]}},
+    MIXTURE: {"target": _CONDITIONING + "Mixture", "params": {"parts": [_EMPTY, _CLASS], "weights": [0.5, 0.5]}},
     "morphing": {"target": _CONDITIONING + "PTIMorphing", "params": {"fraction": 0.5}},
 }
 IDEAS = ("empty", "class", "embedding", "encoding", "hypersphere")

@@ -1,25 +1,24 @@
 """Which arms of the screen are looked at again: a rule on its rows, stated once, applied without a look at anything else.
 
-Arms are ranked as `statistics.in_order` says. A second look is had by the first of each of the five ideas, the first of all that is left of
-ours, and the firsts of the three rivals that rank highest.
+Arms are ranked as `statistics.in_order` says. A second look is had by the first of each of the five ideas, the first of the mixture of the empty
+and the class prompts, which three of the ideas have to surpass, and the firsts of the three rivals that rank highest.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ldm.evaluation.arms import FROZEN, IDEAS, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
+from ldm.evaluation.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
 from ldm.evaluation.statistics import Row, Standing, in_order, standings
 
 RIVAL_FINALISTS = 3
 
 
 def best_of_ours(found: Iterable[Standing]) -> list[Arm]:
-    """At most six: of each idea, in their order, then of what is left."""
+    """At most six: the first of each idea, in their order, and of the mixture; of those that were tried."""
     ranked = [one.arm for one in in_order(one for one in found if one.arm.ours)]
-    of_ideas = [next((arm for arm in ranked if arm.conditioning == idea), None) for idea in IDEAS]
-    chosen = [arm for arm in of_ideas if arm is not None]
-    return chosen + [arm for arm in ranked if arm not in chosen][:1]
+    firsts = [next((arm for arm in ranked if arm.conditioning == conditioning), None) for conditioning in (*IDEAS, MIXTURE)]
+    return [arm for arm in firsts if arm is not None]
 
 
 def best_rivals(found: Iterable[Standing]) -> list[Arm]:

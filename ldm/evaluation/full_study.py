@@ -18,6 +18,7 @@ from ldm.evaluation.full_measure import RowMaker, has_run, make_rows, trained
 from ldm.evaluation.full_plan import FullStudy, Job, Stage
 from ldm.evaluation.full_rows import FullResultsFile
 
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} min [{elapsed}<{remaining}]"
 FIRST = (FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE)  # what others are compared with or made of
 
 
@@ -56,7 +57,7 @@ class _Course:
         arms = study.wanted(screen_arms(self.results.plan["weights"]))
         minutes = round(60 * self.hours(arms), 1)
         self.say(f"about {minutes / 60:.1f} hours for what is missing, with {study.workers} rows at a time, by the rows so far")
-        with tqdm(total=max(minutes, 0.1), unit="min", bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} min [{elapsed}<{remaining}]") as self.bar:
+        with tqdm(total=max(minutes, 0.1), unit="min", bar_format=BAR) as self.bar:
             self.measure(study.screen, arms)
             self.measure(study.screen, two_phase_arms(self.results.of_stage(study.screen.name)))
             self.clear(study.screen)
@@ -109,7 +110,8 @@ class _Course:
                     trained(self.study, job)
             for job, row in make_rows(self.maker(stage), now, self.results.costs):
                 self.results.add(row)
-                self.bar.update(max(0.0, min(self.estimator.seconds_of_job(job) / 60 / self.study.workers, self.bar.total - self.bar.n)))
+                minutes = self.estimator.seconds_of_job(job) / 60 / self.study.workers
+                self.bar.update(max(0.0, min(minutes, self.bar.total - self.bar.n)))
                 if job.arm.source == job.arm and job.arm not in FIRST:
                     self.remove(job)
 
