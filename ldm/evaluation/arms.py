@@ -62,7 +62,7 @@ RIVALS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
 }  # fmt: skip
 EARLY = (0.125, 0.25, 0.5, 0.75)  # shares of the steps after which the unregularised run is looked at
 EARLY_PARTS = 8  # of a run, at whose ends its weights are kept: what EARLY counts in
-BETWEEN = (0.2, 0.4, 0.6, 0.8)  # s of θ₀ + s (θ − θ₀)
+BETWEEN = (0.9375, 0.875, 0.75, 0.5)  # s of θ₀ + s (θ − θ₀): less is held in the first
 WITHOUT_RUN = ("early_stopping", "interpolation")  # had of the unregularised run
 
 _TERM = "model.params.regularization_config.params."

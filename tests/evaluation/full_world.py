@@ -12,7 +12,7 @@ PLAIN_DRIFT = {"a": 0.1, "b": 0.05, "c": 0.2, "d": 0.1}
 
 def made_row(arm: Arm, concept: str = "a", seed: int = 0, *, identity: float = 1.0, decades: float = 0.0, stage: str = "screen") -> dict[str, Any]:
     """A row whose off-pattern and in-pattern drift are the concept's own unregularised one, less by so many decades."""
-    drift = 0.0 if arm == FROZEN else PLAIN_DRIFT[concept] * 10**-decades
+    drift = 0.0 if arm == FROZEN else PLAIN_DRIFT.get(concept, 0.1) * 10**-decades
     return {
         "concept": concept, "seed": seed, "model": arm.name, "trait_rate_class": 0.1, "trait_rate_concept": identity, "drift_class": drift,
         "drift_heldout": drift, "denoising_loss": 0.02, "edit_hat": 0.7, "edit_background": 0.9, "split": "dev" if stage == "screen" else "later",
