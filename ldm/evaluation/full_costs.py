@@ -7,7 +7,7 @@ from statistics import median
 
 from omegaconf import DictConfig
 
-from ldm.evaluation.arms import FROZEN, UNREGULARIZED, WITHOUT_RUN, Arm
+from ldm.evaluation.arms import FROZEN, UNREGULARIZED, WITHOUT_RUN, Arm, arm_of
 from ldm.evaluation.full_measure import NATS_DRAWS
 from ldm.evaluation.full_plan import FullStudy, Job, PromptLists, Stage
 from ldm.evaluation.full_rows import FullResultsFile
@@ -34,15 +34,14 @@ def cost_of(study: FullStudy, arm: Arm) -> Cost:
     return {"step_ratio": round(ratio, 4), "memory_ratio": None if None in peaks else round(peaks[1] / peaks[0], 4)}
 
 
-def measure_costs(study: FullStudy, results: FullResultsFile, arms: Iterable[Arm], advance=lambda: None) -> None:
-    """Those of the arms' kinds that are not known yet, each kept as soon as it is known. advance: called after each."""
+def measure_costs(study: FullStudy, results: FullResultsFile, arms: Iterable[Arm]) -> None:
+    """Those of the arms' kinds that are not known yet, each kept as soon as it is known."""
     results.costs.setdefault(UNREGULARIZED.kind, {"step_ratio": 1.0, "memory_ratio": 1.0})
     results.costs.setdefault(FROZEN.kind, {"step_ratio": None, "memory_ratio": None})
     for arm in arms:
         if arm.kind not in results.costs:
             results.costs[arm.kind] = cost_of(study, arm)
             results.write()
-            advance()
 
 
 class Estimator:
@@ -53,6 +52,8 @@ class Estimator:
         self.config = read_config(study.configs[False, 1])
         self.guided = 2 if sampling_of(self.config).guidance_scale != 1.0 else 1
         self.prompts = PromptLists.read(study.prompts)
+        own = {phases: int(read_config(study.configs[False, phases]).lightning.trainer.max_steps) for phases in (1, 2)}
+        self.steps = own if study.train_steps is None else {phases: phases * study.train_steps for phases in own}  # of runs of one and of two phases
 
     def passes_of_row(self, stage: Stage) -> int:
         """Forward passes of one latent that measuring a row takes."""
@@ -75,10 +76,7 @@ class Estimator:
 
     def seconds_of_run(self) -> float:
         """Of an unregularised run."""
-        trained = [
-            row["train_seconds"] / self.ratio(Arm(row["method"], row["conditioning"], row["latents"], row["strength"], row["phases"]))
-            for row in self.results.rows if row["train_seconds"] is not None
-        ]  # fmt: skip
+        trained = [row["train_seconds"] / self.ratio(arm_of(row)) for row in self.results.rows if row["train_seconds"] and self.ratio(arm_of(row)) > 0]
         if not trained:
             raise ValueError("no run was trained yet, so the time that others take is not known")
         return median(trained)
@@ -89,16 +87,12 @@ class Estimator:
             return 0.0
         known = self.results.costs.get(arm.kind, {}).get("step_ratio")
         by_count = PASSES.get(arm.method, PASSES.get(arm.teacher or "", 1.0))
-        return (known or by_count) * self._steps(arm) / self._steps(UNREGULARIZED)
+        return (known or by_count) * self.steps[arm.phases] / self.steps[1]
 
-    def _steps(self, arm: Arm) -> int:
-        if self.study.train_steps is not None:
-            return self.study.train_steps * arm.phases
-        return int(read_config(self.study.config_of(arm)).lightning.trainer.max_steps)
-
-    def seconds_of_job(self, job: Job) -> float:
-        """Of one worker."""
-        return self.seconds_of_run() * self.ratio(job.arm) + self.seconds_of_pass() * self.passes_of_row(job.stage)
+    def seconds_of(self, jobs: Iterable[Job]) -> float:
+        """Of one worker that does these one after the other."""
+        a_run, a_pass = self.seconds_of_run(), self.seconds_of_pass()
+        return sum(a_run * self.ratio(job.arm) + a_pass * self.passes_of_row(job.stage) for job in jobs)
 
     def hours(self, screen: Sequence[Arm], *, began: Sequence[str] = ()) -> float:
         """Of all that is not there yet, with the finals as large as they may be. began: stages whose draws on the frozen model are made."""
@@ -110,9 +104,9 @@ class Estimator:
         rivals = [arm for arm in screen if arm.method in PASSES or arm.method == "output_preservation"][:RIVALS_AT_MOST]
         finalists = [FROZEN, *[UNREGULARIZED] * PLAIN, *ours, *rivals]
         in_finals = [Job(study.finals, number, seed, arm) for number in study.finals.characters for seed in study.finals.seeds for arm in finalists]
-        of_rows = sum(self.seconds_of_job(job) for job in (*in_screen, *two_phase) if job.key not in there)
+        of_rows = self.seconds_of(job for job in (*in_screen, *two_phase) if job.key not in there)
         finals_there = sum(row["stage"] == study.finals.name for row in self.results.rows)
-        of_finals = sum(self.seconds_of_job(job) for job in in_finals) * max(0.0, 1 - finals_there / max(1, len(in_finals)))
+        of_finals = self.seconds_of(in_finals) * max(0.0, 1 - finals_there / max(1, len(in_finals)))
         once = sum(self.passes_once(stage) for stage in (study.screen, study.finals) if stage.name not in began) * self.seconds_of_pass()
         kinds = len({arm.kind for arm in screen} - set(self.results.costs)) * STARTS_SECONDS
         return ((of_rows + of_finals) / study.workers + once + kinds) / 3600

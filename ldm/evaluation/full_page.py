@@ -114,4 +114,4 @@ def _how(rows: Sequence[Row], summary: Mapping[str, Mapping[str, Mapping[str, st
     said = "; ".join(settings[key] for key in ("sampling", "counts") if key in settings)
     names = ", ".join(dict.fromkeys(row["concept"] for row in rows))
     ideas = "; ".join(f"`{name}`: {IDEA_NAMES[name]}" for name in (*IDEAS, MIXTURE))
-    return f"Split `{split}`: {names}. {said}. " + (f"Of ours, {ideas}." if rows[0]["stage"] == "finals" else "")
+    return f"Split `{split}`: {names}. {said}." + (f" Of ours, {ideas}." if rows[0]["stage"] == "finals" else "")

@@ -73,7 +73,7 @@ class _Course:
         missing = [job for job in first if not self.results.has(job.key)]
         if missing:
             self.say("one run is made and measured first: the estimate rests on it")
-        for job, row in make_rows(self.maker(study.screen), missing, self.results.costs):
+        for job, row in make_rows(self.maker(study.screen), missing, {}) if missing else ():
             self.results.add({**row, "step_ratio": None if job.arm == FROZEN else 1.0, "memory_ratio": None if job.arm == FROZEN else 1.0})
         estimates = {len(weights): self.hours(study.wanted(screen_arms(weights))) for weights in (WEIGHTS, FEWER_WEIGHTS)}
         all_of_them = estimates[len(WEIGHTS)] <= study.hours
@@ -110,7 +110,7 @@ class _Course:
                     trained(self.study, job)
             for job, row in make_rows(self.maker(stage), now, self.results.costs):
                 self.results.add(row)
-                minutes = self.estimator.seconds_of_job(job) / 60 / self.study.workers
+                minutes = self.estimator.seconds_of([job]) / 60 / self.study.workers
                 self.bar.update(max(0.0, min(minutes, self.bar.total - self.bar.n)))
                 if job.arm.source == job.arm and job.arm not in FIRST:
                     self.remove(job)

@@ -12,7 +12,7 @@ import yaml
 
 from ldm.checkpoints import save_weights
 from ldm.data.characters import training_pictures
-from ldm.evaluation import full_costs, full_plan, full_study, tuning
+from ldm.evaluation import bench, full_costs, full_plan, full_study, tuning
 from ldm.evaluation.arms import EARLY, FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, screen_arms
 from ldm.evaluation.attributes import AttributeClassifier
 from ldm.evaluation.full_costs import Estimator, cost_of
@@ -201,6 +201,18 @@ def test_several_workers_make_the_rows_that_one_makes(study, tmp_path):
         assert {**row, "measure_seconds": 0} == {**maker.row(job, {}), "measure_seconds": 0}
 
 
+def test_what_the_frozen_model_draws_is_kept(study, monkeypatch):
+    stage = replace(FINALS, counts=replace(FINALS.counts, drift_draws=1), steps=1, trajectories=4)
+    first = RowMaker(study, stage)
+    monkeypatch.setattr(bench, "chains_by_prompt", None)
+    monkeypatch.setattr(bench, "drift_points", None)
+    again = RowMaker(study, stage)
+    assert list(again.chains) == list(first.chains) and torch.equal(again.points.frozen_noise, first.points.frozen_noise)
+    for prompt, chain in first.chains.items():
+        assert all(torch.equal(one, other) for one, other in zip(chain[:-1], again.chains[prompt][:-1], strict=True))
+        assert again.chains[prompt].draws == chain.draws
+
+
 # -- the estimate ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -214,10 +226,10 @@ def estimator(study, *, train: float = 60.0, measure: float = 30.0, **results) -
 
 def test_a_row_is_estimated_by_the_run_that_was_measured(study):
     asked = estimator(study)
-    assert asked.seconds_of_job(Job(study.screen, 0, 0, UNREGULARIZED)) == pytest.approx(90.0)
-    assert asked.seconds_of_job(Job(study.screen, 0, 0, Arm("interpolation", strength=0.5))) == pytest.approx(30.0)
-    assert asked.seconds_of_job(Job(study.screen, 0, 0, Arm("locality", "class", "prior", 1.5))) == pytest.approx(2 * 60 + 30)
-    finals = asked.seconds_of_job(Job(study.finals, 0, 0, FROZEN))
+    assert asked.seconds_of([Job(study.screen, 0, 0, UNREGULARIZED)]) == pytest.approx(90.0)
+    assert asked.seconds_of([Job(study.screen, 0, 0, Arm("interpolation", strength=0.5))]) == pytest.approx(30.0)
+    assert asked.seconds_of([Job(study.screen, 0, 0, Arm("locality", "class", "prior", 1.5))]) == pytest.approx(2 * 60 + 30)
+    finals = asked.seconds_of([Job(study.finals, 0, 0, FROZEN)])
     assert finals == pytest.approx(30 * asked.passes_of_row(FINALS) / asked.passes_of_row(SCREEN)) and finals > 6 * 30
 
 
