@@ -4,7 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -125,16 +125,16 @@ def _shortened(config: DictConfig, steps: int, phases: int) -> list[str]:
     return words
 
 
-def make_rows(maker: RowMaker, jobs: Iterable[Job], costs: Mapping[str, Mapping[str, float | None]]) -> Iterator[tuple[Job, Row]]:
-    """Rows as they are done, in any order where there are several workers. maker: in this process; it has drawn what all share.
+def make_rows(maker: RowMaker, jobs: Iterable[Job], costs: Mapping[str, Mapping[str, float | None]]) -> Iterator[tuple[Job, Row | ValueError]]:
+    """Rows as they are done, in any order where there are several workers; in the place of a row whose run failed, what was wrong with it.
 
-    Raises ValueError where a run fails, or the system ends a worker.
+    maker: in this process; it has drawn what all share. Raises ValueError where the system ends a worker.
     """
     study = maker.study
     jobs = list(jobs)
     if study.workers == 1 or len(jobs) < 2:
         for job in jobs:
-            yield job, maker.row(job, costs.get(job.arm.kind, {}))
+            yield job, _row_or_error(lambda job=job: maker.row(job, costs.get(job.arm.kind, {})))
         return
     threads = max(1, (os.cpu_count() or 1) // study.workers)
     pool = ProcessPoolExecutor(
@@ -143,11 +143,18 @@ def make_rows(maker: RowMaker, jobs: Iterable[Job], costs: Mapping[str, Mapping[
     try:
         waiting: dict[Future[Row], Job] = {pool.submit(_row, job, dict(costs.get(job.arm.kind, {}))): job for job in jobs}
         for done in as_completed(waiting):
-            yield waiting[done], done.result()
+            yield waiting[done], _row_or_error(done.result)
     except BrokenProcessPool as error:
         raise ValueError(f"a process that made a row was ended from outside (for lack of memory?): {error} Try again with fewer --workers.") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _row_or_error(made: Callable[[], Row]) -> Row | ValueError:
+    try:
+        return made()
+    except ValueError as error:
+        return error
 
 
 _worker: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from ldm.evaluation.full_costs import Estimator, measure_costs
 from ldm.evaluation.full_measure import RowMaker, has_run, make_rows, trained
 from ldm.evaluation.full_plan import FullStudy, Job, Stage
 from ldm.evaluation.full_rows import FullResultsFile
+from ldm.evaluation.results_file import Key
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} min [{elapsed}<{remaining}]"
 FIRST = (FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE)  # what others are compared with or made of
@@ -25,7 +26,8 @@ FIRST = (FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE)  # what others are comp
 def run_full_study(study: FullStudy, *, say: Callable[[str], None]) -> FullResultsFile:
     """Measures the rows that are missing.
 
-    Raises ValueError or FileNotFoundError where something is missing, a run fails, or the file holds rows measured otherwise.
+    Raises ValueError or FileNotFoundError where something is missing, or the file holds rows measured otherwise; and where a run fails: at once where
+    others are compared with it or made of it, else when all that can be measured is.
     """
     results = FullResultsFile(study.out)
     results.read()
@@ -49,6 +51,7 @@ class _Course:
         self.study, self.results, self.say = study, results, say
         self.estimator = Estimator(study, results)
         self.makers: dict[str, RowMaker] = {}
+        self.failed: dict[Key, str] = {}
 
     def run(self) -> None:
         study = self.study
@@ -65,6 +68,9 @@ class _Course:
             self.bar.write(f"in the finals: {', '.join(arm.name for arm in finals)}")
             self.measure(study.finals, finals)
             self.clear(study.finals)
+        if self.failed:
+            (concept, seed, name), words = next(iter(self.failed.items()))
+            raise ValueError(f"{len(self.failed)} rows could not be made; all others are in {study.out}. The first, {name} of {concept}, seed {seed}: {words}")
 
     def plan(self) -> None:
         """Decides, once for all, how many weights the screen has."""
@@ -74,6 +80,8 @@ class _Course:
         if missing:
             self.say("one run is made and measured first: the estimate rests on it")
         for job, row in make_rows(self.maker(study.screen), missing, {}) if missing else ():
+            if isinstance(row, ValueError):
+                raise row
             self.results.add({**row, "step_ratio": None if job.arm == FROZEN else 1.0, "memory_ratio": None if job.arm == FROZEN else 1.0})
         estimates = {len(weights): self.hours(study.wanted(screen_arms(weights))) for weights in (WEIGHTS, FEWER_WEIGHTS)}
         all_of_them = estimates[len(WEIGHTS)] <= study.hours
@@ -109,6 +117,12 @@ class _Course:
                 if job.arm.source != job.arm and not has_run(self.study, job):  # two workers must not train it at once
                     trained(self.study, job)
             for job, row in make_rows(self.maker(stage), now, self.results.costs):
+                if isinstance(row, ValueError):
+                    if first:
+                        raise row
+                    self.failed[job.key] = str(row)
+                    self.bar.write(f"{job.arm.name} has no row: {row}")
+                    continue
                 self.results.add(row)
                 minutes = self.estimator.seconds_of([job]) / 60 / self.study.workers
                 self.bar.update(max(0.0, min(minutes, self.bar.total - self.bar.n)))

@@ -201,6 +201,38 @@ def test_several_workers_make_the_rows_that_one_makes(study, tmp_path):
         assert {**row, "measure_seconds": 0} == {**maker.row(job, {}), "measure_seconds": 0}
 
 
+def test_an_arm_whose_run_fails_does_not_stop_the_others(study, monkeypatch):
+    """But it is told in the end; and nothing goes on without the run that all others are compared with."""
+    def some_rows(maker, jobs, costs):
+        for job in jobs:
+            broken = ValueError("its loss is no number") if job.arm.name in failing else None
+            yield job, broken or {**made_row(job.arm, stage=job.stage.name), "concept": job.key[0], "seed": job.seed}
+
+    def run(out):
+        results = FullResultsFile(out)
+        results.plan = {"weights": [1.5]}
+        results.rows = [made_row(UNREGULARIZED, "nobody")]
+        course = full_study._Course(replace(study, out=out, only=("kv_only/*",)), results, lambda words: None)
+        course.makers = dict.fromkeys(("screen", "finals"))
+        return course
+
+    monkeypatch.setattr(full_study, "make_rows", some_rows)
+    monkeypatch.setattr(full_study, "measure_costs", lambda *_: None)
+    failing = {"kv_only/0.0001"}
+    course = run(study.out)
+    with pytest.raises(ValueError, match="2 rows could not be made.*kv_only/0.0001 of .*seed 0: its loss is no number"):
+        course.run()
+    kept = [row["model"] for row in course.results.rows if row["stage"] == "screen"]
+    assert "kv_only/0.0001" not in kept and {"kv_only/0.0003", "kv_only/0.001", "kv_only/0.003"} < set(kept)
+    assert len([row for row in course.results.rows if row["stage"] == "finals"]) == 3 * len(study.finals.characters) * len(study.finals.seeds)
+
+    failing = {"unregularized"}
+    course = run(study.out.with_name("other.json"))
+    with pytest.raises(ValueError, match="its loss is no number"):
+        course.run()
+    assert not [row for row in course.results.rows if row["method"] == "kv_only"]
+
+
 def test_what_the_frozen_model_draws_is_kept(study, monkeypatch):
     stage = replace(FINALS, counts=replace(FINALS.counts, drift_draws=1), steps=1, trajectories=4)
     first = RowMaker(study, stage)
