@@ -31,6 +31,7 @@ class Bench:
         self.config, self.base, self.sampling, self.counts, self.runs, self.device = config, base, sampling, counts, runs, device
         self.classifier: AttributeClassifier = load_classifier(classifiers)
         self.frozen: LatentDiffusion = load_frozen(config, base, device=device)
+        self._loss_draws: dict[Character, Draws] = {}
         self._frozen_readings: dict[int, dict[str, list[Reading]]] = {}
 
     def _place(self, name: str, prompts: Sequence[str], *decisive: object) -> Path:
@@ -67,7 +68,10 @@ class Bench:
 
     def loss_draws(self, character: Character) -> Draws:
         """Points for the denoising loss on fresh pictures of a character."""
-        return picture_draws(self.frozen, fresh_renders(character), concept_captions("*"), self.counts.loss_draws, seed=FRESH_SEED)
+        if character not in self._loss_draws:
+            pictures, captions = fresh_renders(character), concept_captions("*")
+            self._loss_draws[character] = picture_draws(self.frozen, pictures, captions, self.counts.loss_draws, seed=FRESH_SEED)
+        return self._loss_draws[character]
 
     def readings(self, network: LatentDiffusion, prompts: Sequence[str], seed: int, progress: str | None) -> dict[str, list[Reading]]:
         """Prompt → what the classifiers read in its samples; the frozen model is asked once a seed."""
