@@ -54,7 +54,7 @@ _RIVALS = "ldm.rivals."
 RIVALS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
     # DreamBooth's λ is 1, its set of class pictures about 200; as many a step as of the concept
     "prior_preservation": ((f"model.target={_RIVALS}prior_preservation.PriorPreservation", "model.params.batch_size=8", "model.params.samples=200",
-                            "model.params.prior_weight={strength}"), (0.25, 1.0, 4.0, 16.0)),
+                            "model.params.prior_weight={strength}"), (0.0625, 0.25, 1.0, 4.0)),
     "base_weights": ((f"model.target={_RIVALS}base_weights.BaseWeights", "model.params.base_weight={strength}"), (1.0e-4, 1.0e-3, 1.0e-2, 1.0e-1)),
     "output_preservation": ((f"model.target={_RIVALS}output_preservation.OutputPreservation", "model.params.output_weight={strength}"), (0.25, 1.0, 4.0, 16.0)),
     # strength: the rate of the layers that train; they are few, so the whole network's rate does little
