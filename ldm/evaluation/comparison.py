@@ -195,7 +195,7 @@ def character_numbers(readings: Mapping[str, Sequence[Reading]], character: Char
     }
 
 
-def sample_by_prompt(model: LatentDiffusion, counts: Mapping[str, int], sampling: Sampling, first_seed: int, *, progress: str) -> dict[str, Tensor]:
+def sample_by_prompt(model: LatentDiffusion, counts: Mapping[str, int], sampling: Sampling, first_seed: int, *, progress: str | None) -> dict[str, Tensor]:
     """Prompt → (count, 3, H, W) in [-1, 1]; picture k of every prompt starts from the noise of seed first_seed + k."""
     pairs = [(prompt, first_seed + k) for prompt, count in counts.items() for k in range(count)]
     drawn = sample_pictures(model, pairs, sampling, progress=progress)

@@ -82,6 +82,13 @@ def drift(model: LatentDiffusion, draws: Draws, frozen_noise: Tensor, *, batch_s
     return mean_squared_difference(predicted_noise(model, draws, batch_size=batch_size), frozen_noise)
 
 
+def drift_by_prompt(model: LatentDiffusion, draws: Draws, frozen_noise: Tensor, *, batch_size: int = 64) -> dict[str, float]:
+    """The same, the mean over each prompt's own draws."""
+    error = (predicted_noise(model, draws, batch_size=batch_size).double() - frozen_noise.double()).square().flatten(1).mean(1)
+    of_prompt = {prompt: [row for row, other in enumerate(draws.prompts) if other == prompt] for prompt in dict.fromkeys(draws.prompts)}
+    return {prompt: error[rows].mean().item() for prompt, rows in of_prompt.items()}
+
+
 def denoising_loss(model: LatentDiffusion, draws: Draws, *, batch_size: int = 64) -> float:
     """E ‖ε_θ(z_t, t, τ_θ(p)) − noise‖², the mean over C, h, w and the draws: how well the model predicts what was added to these pictures."""
     return mean_squared_difference(predicted_noise(model, draws, batch_size=batch_size), draws.noise)

@@ -86,12 +86,13 @@ def load_frozen(config: DictConfig, base: Path, *, device: torch.device, trust_p
     return model.eval().requires_grad_(False).to(device)
 
 
-def load_run(run: Run, base: Path, *, device: torch.device, trust_pickle: bool = False) -> LatentDiffusion:
-    """The model that a run ended with: its last.ckpt over the base, in eval mode and without gradients."""
+def load_run(run: Run, base: Path, *, device: torch.device, trust_pickle: bool = False, checkpoint: Path | None = None) -> LatentDiffusion:
+    """The model that a run ended with: its last.ckpt (or another of its checkpoints) over the base, in eval mode and without gradients."""
     model = load_frozen(run.config, base, device=torch.device("cpu"), trust_pickle=trust_pickle)
-    saved = read_checkpoint(run.checkpoint, trust_pickle=trust_pickle)
+    checkpoint = checkpoint or run.checkpoint
+    saved = read_checkpoint(checkpoint, trust_pickle=trust_pickle)
     model.on_load_checkpoint(saved)  # a run on a frozen base saves what it learnt alone
-    load_tensors(model, saved["state_dict"], source=str(run.checkpoint), may_miss=OPTIONAL_WEIGHTS, may_be_unexpected=OPTIONAL_WEIGHTS)
+    load_tensors(model, saved["state_dict"], source=str(checkpoint), may_miss=OPTIONAL_WEIGHTS, may_be_unexpected=OPTIONAL_WEIGHTS)
     return model.to(device)
 
 

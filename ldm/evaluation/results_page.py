@@ -24,13 +24,17 @@ def write_results_page(rows: Path, page: Path) -> None:
         raise FileNotFoundError(f"no rows in {rows} (looked from {Path.cwd()}); scripts/study_characters.py measures them")
     results = ResultsFile(rows)
     results.read()
-    table = f"{BEGIN}\n{tables(results.summary())}\n{END}"
-    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Results\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
-        raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r}, so the table has no place. Put them in, or name another page with --page.")
-    before, rest = text.split(BEGIN, 1)
+    put_between(page, BEGIN, END, tables(results.summary()))
+
+
+def put_between(page: Path, begin: str, end: str, written: str) -> None:
+    """Replaces what stands between two lines of a page, or begins the page. Raises ValueError for a page without them."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Results\n\n{begin}\n{end}\n"
+    if begin not in text or end not in text.split(begin, 1)[1]:
+        raise ValueError(f"{page} has no lines {begin!r} and {end!r}, so what is written has no place. Put them in, or name another page with --page.")
+    before, rest = text.split(begin, 1)
     with atomic_write(page) as temporary:
-        temporary.write_text(before + table + rest.split(END, 1)[1], encoding="utf-8")
+        temporary.write_text(f"{before}{begin}\n{written}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def tables(summary: Mapping[str, Mapping[str, Any]]) -> str:

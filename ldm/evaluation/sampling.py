@@ -64,16 +64,16 @@ def encode_prompts(model: LatentDiffusion, prompts: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def sample_latents(model: LatentDiffusion, pairs: Sequence[tuple[str, int]], sampling: Sampling, *, progress: str = "sampling") -> Tensor:
+def sample_latents(model: LatentDiffusion, pairs: Sequence[tuple[str, int]], sampling: Sampling, *, progress: str | None = "sampling") -> Tensor:
     """Latents drawn for (prompt, seed) pairs, (len(pairs), C, h, w) fp32 on the CPU.
 
-    progress: what the progress bar is called; it counts network passes.
+    progress: what the progress bar is called, which counts network passes; None for no bar.
     """
     shape = latent_shape(model)
     guided = sampling.guidance_scale != 1.0
     batches = [pairs[start : start + sampling.batch_size] for start in range(0, len(pairs), sampling.batch_size)]
     drawn = []
-    with tqdm(total=sampling.steps * len(batches), desc=progress, leave=False) as bar:
+    with tqdm(total=sampling.steps * len(batches), desc=progress, disable=progress is None, leave=False) as bar:
         for batch in batches:
             latents, _ = DDIMSampler(model).sample(
                 S=sampling.steps,
@@ -98,6 +98,6 @@ def decode_latents(model: LatentDiffusion, latents: Tensor, *, batch_size: int =
     return torch.cat(pictures)
 
 
-def sample_pictures(model: LatentDiffusion, pairs: Sequence[tuple[str, int]], sampling: Sampling, *, progress: str = "sampling") -> Tensor:
+def sample_pictures(model: LatentDiffusion, pairs: Sequence[tuple[str, int]], sampling: Sampling, *, progress: str | None = "sampling") -> Tensor:
     """Pictures drawn for (prompt, seed) pairs, (len(pairs), 3, H, W) fp32 in [-1, 1] on the CPU."""
     return decode_latents(model, sample_latents(model, pairs, sampling, progress=progress))

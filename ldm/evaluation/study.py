@@ -4,7 +4,6 @@ Every row is written as soon as it is measured, finished training runs are found
 """
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,28 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from safetensors.torch import load_file
 from tqdm import tqdm
 
-from ldm.checkpoints import save_weights
 from ldm.data.characters import NEW_CHARACTERS, Character, training_pictures
-from ldm.evaluation.attributes import AttributeClassifier, load_classifier
-from ldm.evaluation.comparison import (
-    DRIFT_SEED,
-    FRESH_SEED,
-    READ_PROMPTS,
-    Counts,
-    DriftPoints,
-    Plan,
-    Points,
-    concept_captions,
-    drift_points,
-    fresh_renders,
-    network_numbers,
-    sample_by_prompt,
-)  # fmt: skip
-from ldm.evaluation.metrics import Draws, Reading, noised_draws, picture_draws, predicted_noise
-from ldm.evaluation.models import DECIDE_ABOUT_SAMPLES, chosen_device, load_frozen, load_run, open_run, sampling_of
+from ldm.evaluation.bench import Bench
+from ldm.evaluation.comparison import DRIFT_SEED, READ_PROMPTS, Counts, Points, network_numbers
+from ldm.evaluation.metrics import Draws, predicted_noise
+from ldm.evaluation.models import chosen_device, load_run, open_run, sampling_of
 from ldm.evaluation.prompts import read_prompts
 from ldm.evaluation.results_file import ResultsFile, concept_name, make_row, settings_of_study
 from ldm.evaluation.tuning import CHARACTER_CONFIGS, file_hash, tune
@@ -41,7 +25,6 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training.compose import read_config
 
 MODELS = ("frozen", *CHARACTER_CONFIGS)
-SEEDS_APART = 10_000  # samples of seed s are drawn with s · SEEDS_APART, s · SEEDS_APART + 1, …
 RUN_START_SECONDS = 30  # of a training run before its first step, and after its last
 
 
@@ -80,32 +63,31 @@ def run_study(study: Study, *, say: Callable[[str], None]) -> dict[str, Any]:
     """
     characters = study.characters_by_number()
     config = read_config(CHARACTER_CONFIGS["unregularized"])
-    bench = _Bench(study, config)
+    rows = _Rows(study, config)
     results = ResultsFile(study.out)
     results.read()
     if study.fresh:
         results.forget(study.split)
-    results.go_on_with(study.split, bench.settings())
+    results.go_on_with(study.split, rows.settings())
     wanted = [(number, seed, model) for number in characters for seed in study.seeds for model in MODELS]
     missing = [(number, seed, model) for number, seed, model in wanted if not results.has((concept_name(characters[number]), seed, model))]
     say(f"{len(wanted)} rows asked for, {len(wanted) - len(missing)} of them are in {study.out}")
     if missing:
-        bench.prepare()
-        say(f"about {bench.estimate_minutes(missing):.0f} minutes for the other {len(missing)}, by the speed of this machine just now")
+        rows.prepare()
+        say(f"about {rows.estimate_minutes(missing):.0f} minutes for the other {len(missing)}, by the speed of this machine just now")
         for number, seed, model in tqdm(missing, desc="rows", unit="row"):
-            results.add(bench.row(number, characters[number], seed, model))
+            results.add(rows.row(number, characters[number], seed, model))
     return results.summary()[study.split]
 
 
-class _Bench:
-    """The frozen model, the classifiers and the points of measurement, made once for all rows."""
+class _Rows:
+    """How a row of this study is made; what all of them need is made once, by `prepare`."""
 
     def __init__(self, study: Study, config: DictConfig):
         self.study, self.config = study, config
         self.sampling = sampling_of(config, steps=study.steps, guidance_scale=study.guidance_scale, batch_size=study.batch_size)
         self.prompts = {name: [prompt.text for prompt in read_prompts(study.prompts / f"{name}.txt")] for name in ("class", "heldout")}
         self.device = chosen_device(study.device)
-        self.frozen_readings: dict[int, dict[str, list[Reading]]] = {}
 
     def settings(self) -> dict[str, str]:
         """All that decides about a row beside character and seed."""
@@ -120,37 +102,19 @@ class _Bench:
 
     def prepare(self) -> None:
         """Loads what all rows need; draws on the frozen model are kept on disk."""
-        self.classifier: AttributeClassifier = load_classifier(self.study.classifiers)
-        self.frozen: LatentDiffusion = load_frozen(self.config, self.study.base, device=self.device)
-        self.drift_class = self._kept_points("class", DRIFT_SEED)
-        self.drift_heldout = self._kept_points("heldout", 2 * DRIFT_SEED)
-
-    def _kept_points(self, name: str, seed: int) -> DriftPoints:
-        plan = Plan((), (), (), self.sampling, self.study.counts)
-        prompts = self.prompts[name]
-        # they are the frozen model's own: how runs are tuned does not matter, so a config with another rate finds them again
-        frozen = [self.config.model.params.get(key) for key in DECIDE_ABOUT_SAMPLES]
-        decisive = (file_hash(self.study.base), self.sampling.steps, self.study.counts.drift_draws, seed, *frozen)
-        key = hashlib.sha256("\n".join([*prompts, *map(str, decisive)]).encode()).hexdigest()[:16]
-        path = self.study.runs / f"draws-{name}-{key}.safetensors"
-        if path.is_file():
-            z_0 = load_file(path)["z_0"]
-            of_draw = [prompt for prompt in prompts for _ in range(self.study.counts.drift_draws)]
-            draws = noised_draws(of_draw, z_0, timesteps=self.frozen.num_timesteps, seed=seed)
-            return DriftPoints(draws, predicted_noise(self.frozen, draws, batch_size=self.sampling.batch_size))
-        points = drift_points(self.frozen, prompts, plan, seed=seed, progress=f"frozen: draws on {name} prompts")
-        assert points is not None, "read_prompts returns at least one"
-        save_weights(path, {"z_0": points.draws.z_0})
-        return points
+        study = self.study
+        self.bench = Bench(self.config, study.base, study.classifiers, sampling=self.sampling, counts=study.counts, runs=study.runs, device=self.device)
+        self.drift_class = self.bench.kept_points("class", self.prompts["class"], DRIFT_SEED)
+        self.drift_heldout = self.bench.kept_points("heldout", self.prompts["heldout"], 2 * DRIFT_SEED)
 
     def estimate_minutes(self, missing: Sequence[tuple[int, int, str]]) -> float:
         """Minutes for these rows, from the time that one batch takes through the network now."""
         few = self.drift_class.draws
         size = min(self.sampling.batch_size, len(few.t))
         batch = Draws(few.prompts[:size], few.z_0[:size], few.t[:size], few.noise[:size])
-        predicted_noise(self.frozen, batch, batch_size=size)
+        predicted_noise(self.bench.frozen, batch, batch_size=size)
         start = time.perf_counter()
-        predicted_noise(self.frozen, batch, batch_size=size)
+        predicted_noise(self.bench.frozen, batch, batch_size=size)
         a_sample = (time.perf_counter() - start) / size
         guided = 2 if self.sampling.guidance_scale != 1.0 else 1
         sampled = len(READ_PROMPTS) * self.study.counts.samples * self.sampling.steps * guided
@@ -167,16 +131,11 @@ class _Bench:
 
     def row(self, number: int, character: Character, seed: int, model: str) -> dict[str, Any]:
         """Trains where needed, measures."""
-        name = concept_name(character)
-        network = self.frozen if model == "frozen" else self._tuned(number, character, seed, model)
-        loss = picture_draws(self.frozen, fresh_renders(character), concept_captions("*"), self.study.counts.loss_draws, seed=FRESH_SEED)
-        numbers = network_numbers(network, Points(self.drift_class, self.drift_heldout, loss), self.sampling.batch_size)
-        if model != "frozen":
-            readings = self._readings(network, seed, f"{name}, seed {seed}, {model}")
-        elif seed in self.frozen_readings:
-            readings = self.frozen_readings[seed]
-        else:
-            readings = self.frozen_readings[seed] = self._readings(network, seed, f"frozen, seed {seed}")
+        name = "frozen" if model == "frozen" else concept_name(character)
+        network = self.bench.frozen if model == "frozen" else self._tuned(number, character, seed, model)
+        points = Points(self.drift_class, self.drift_heldout, self.bench.loss_draws(character))
+        numbers = network_numbers(network, points, self.sampling.batch_size)
+        readings = self.bench.readings(network, READ_PROMPTS, seed, f"{name}, seed {seed}" + ("" if model == "frozen" else f", {model}"))
         return make_row(character, self.study.split, seed, model, network=numbers, readings=readings, counts=self.study.counts)
 
     def _tuned(self, number: int, character: Character, seed: int, model: str) -> LatentDiffusion:
@@ -185,8 +144,3 @@ class _Bench:
         name = f"{self.study.split}-{number}-seed{seed}-{model}"
         folder = tune(CHARACTER_CONFIGS[model], self.study.base, pictures, logdir=self.study.runs, name=name, seed=seed, reuse=True)
         return load_run(open_run(folder), self.study.base, device=self.device)
-
-    def _readings(self, network: LatentDiffusion, seed: int, name: str) -> dict[str, list[Reading]]:
-        counts = dict.fromkeys(READ_PROMPTS, self.study.counts.samples)
-        drawn = sample_by_prompt(network, counts, self.sampling, seed * SEEDS_APART, progress=name)
-        return {prompt: self.classifier.read(pictures) for prompt, pictures in drawn.items()}

@@ -34,10 +34,12 @@ def tune(
     init_word: str = CLASS_WORD,
     overrides: Sequence[str] = (),
     reuse: bool = False,
+    log: Path | None = None,
 ) -> Path:
     """Runs the training command as a user would, and returns its run folder.
 
     reuse: a finished run of that name is returned instead if config, base, pictures, seed and overrides are the same to the byte.
+    log: a file that takes what the command says, in the place of the terminal.
     Raises FileNotFoundError for files that are missing, ValueError if the command failed (it has said why) or left no run folder.
     """
     fingerprint = fingerprint_of(config, base, pictures, f"seed {seed}", f"word {init_word}", *overrides)
@@ -49,9 +51,13 @@ def tune(
     before = set(logdir.iterdir())
     command = [sys.executable, str(REPOSITORY / "main.py"), "--base", str(config), "-t", "--actual_resume", str(base), "--data_root", str(pictures)]
     command += ["--init_word", init_word, "-n", name, "-l", str(logdir), "-s", str(seed), "--no-test", *overrides]
-    code = subprocess.run(command, check=False).returncode
+    if log is None:
+        code = subprocess.run(command, check=False).returncode
+    else:
+        with open(log, "w", encoding="utf-8") as said:
+            code = subprocess.run(command, check=False, stdout=said, stderr=subprocess.STDOUT).returncode
     if code != 0:
-        raise ValueError(f"the training command ended with exit code {code}: {' '.join(command)}")
+        raise ValueError(f"the training command ended with exit code {code}{'' if log is None else f' ({log} has what it said)'}: {' '.join(command)}")
     new = [path for path in set(logdir.iterdir()) - before if (path / "checkpoints" / "last.ckpt").is_file()]
     if len(new) != 1:
         raise ValueError(f"the training command ended well, but left {len(new)} new run folders with a last.ckpt in {logdir}; expected one")

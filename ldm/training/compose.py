@@ -5,6 +5,7 @@ Later wins: configs saved by a resumed run (sorted) → --base from left to righ
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,48 @@ def read_config(path: str | Path) -> DictConfig:
 
 
 def merge(paths: Iterable[str | Path], dotted: Sequence[str]) -> DictConfig:
-    """The yaml files in order, then the `key=value` words."""
-    configs = [read_config(path) for path in paths]
+    """The yaml files in order, then the `key=value` words.
+
+    A mapping with another `target:` than the one that stands in its place replaces it whole, for the parameters of one class are none of another's;
+    the sections at the top (model, data) keep theirs, since what stands there is most often swapped for its own subclass. A word that ends in
+    `.target=` sets that key alone.
+    """
+    merged = OmegaConf.create()
     try:
-        return OmegaConf.merge(*configs, OmegaConf.from_dotlist(list(dotted)))
+        for config in map(read_config, paths):
+            merged = _laid_over(merged, config)
+        for word in dotted:
+            given = OmegaConf.from_dotlist([word])
+            one_key = word.partition("=")[0].rstrip("]").endswith("target")
+            merged = OmegaConf.merge(merged, given) if one_key else _laid_over(merged, given)
     except OmegaConfBaseException as error:
         raise ValueError(f"the configs do not fit together: {' '.join(str(error).split())}") from error
+    return merged
+
+
+def _laid_over(under: DictConfig, over: DictConfig) -> DictConfig:
+    under = copy.deepcopy(under)
+    for top in under:
+        if isinstance(_written(under, top), DictConfig) and isinstance(_written(over, top), DictConfig):
+            _empty_replaced(under[top], over[top])
+    return OmegaConf.merge(under, over)
+
+
+def _empty_replaced(under: DictConfig, over: DictConfig) -> None:
+    """Empties the mappings below `under` in whose place `over` has one with another target."""
+    for key in list(under):
+        new = _written(over, key)
+        if not isinstance(new, DictConfig) or OmegaConf.is_missing(under, key) or not isinstance(under[key], DictConfig):
+            continue
+        if under[key].get("target") is not None and new.get("target") not in (None, under[key].get("target")):
+            under[key] = {}
+        elif isinstance(_written(under, key), DictConfig):
+            _empty_replaced(under[key], new)
+
+
+def _written(config: DictConfig, key: Any) -> Any:
+    """What stands there itself; None for nothing, and for a reference to another key."""
+    return None if key not in config or OmegaConf.is_interpolation(config, key) else config[key]
 
 
 def section(config: DictConfig, dotted: str) -> DictConfig | None:

@@ -8,10 +8,12 @@ import torch
 
 from ldm.data.characters import VALUES
 from ldm.evaluation.metrics import (
+    Draws,
     attribute_frequencies,
     background_rate,
     denoising_loss,
     drift,
+    drift_by_prompt,
     hat_rate,
     noised_draws,
     picture_draws,
@@ -137,3 +139,16 @@ def test_frequencies_are_shares_of_all_samples():
 def test_a_rate_without_samples_is_refused():
     with pytest.raises(ValueError, match="0 samples"):
         trait_rate([], TRAITS)
+
+
+def test_drift_by_prompt_is_each_prompts_share_of_the_drift(model, draws):
+    frozen = predicted_noise(model, draws)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in moved.model.parameters():
+            parameter.mul_(1.05)
+    by_prompt = drift_by_prompt(moved, draws, frozen, batch_size=4)
+    assert list(by_prompt) == ["a character", "a house"] and all(value > 0 for value in by_prompt.values())
+    assert sum(by_prompt.values()) / 2 == pytest.approx(drift(moved, draws, frozen), rel=1e-5)
+    alone = Draws(*(part[3:] for part in draws))
+    assert by_prompt["a house"] == pytest.approx(drift(moved, alone, frozen[3:]), rel=1e-5)

@@ -41,6 +41,54 @@ def test_later_files_win_and_words_win_over_files(tmp_path):
     assert compose.merge([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["x.r=3", "y=[1,2]"]) == {"x": {"p": 1, "q": 2, "r": 3}, "y": [1, 2]}
 
 
+TERM = """
+model:
+  target: a.Model
+  params:
+    term:
+      latents_config: {target: a.Samples, params: {samples: 64, ddim_steps: 50}}
+      teacher_config: {target: a.Cached, params: {noisings: 8}}
+"""
+
+
+def composed(tmp_path, *words, over: str | None = None):
+    (tmp_path / "term.yaml").write_text(TERM)
+    (tmp_path / "over.yaml").write_text(over or "{}")
+    return compose.merge([tmp_path / "term.yaml", tmp_path / "over.yaml"], list(words)).model
+
+
+def test_a_part_of_another_class_takes_no_parameters_of_the_one_that_it_replaces(tmp_path):
+    words = ["model.params.term.latents_config={target: a.Noise, params: {any_t: true}}", "model.params.term.teacher_config={target: a.Copy}"]
+    changed = {"latents_config": {"target": "a.Noise", "params": {"any_t": True}}, "teacher_config": {"target": "a.Copy"}}
+    assert composed(tmp_path, *words).params.term == changed
+    file = OmegaConf.to_yaml({"model": {"params": {"term": changed}}})
+    assert composed(tmp_path, over=file) == {"target": "a.Model", "params": {"term": changed}}
+
+
+def test_parameters_given_beside_a_new_part_are_its_own(tmp_path):
+    words = ["model.params.term.latents_config={target: a.Noise}", "model.params.term.latents_config.params.samples=3"]
+    assert composed(tmp_path, *words).params.term.latents_config == {"target": "a.Noise", "params": {"samples": 3}}
+
+
+def test_a_part_of_the_same_class_or_of_none_keeps_what_is_not_given(tmp_path):
+    for over in ("{target: a.Samples, params: {samples: 8}}", "{params: {samples: 8}}"):
+        kept = {"target": "a.Samples", "params": {"samples": 8, "ddim_steps": 50}}
+        assert composed(tmp_path, f"model.params.term.latents_config={over}").params.term.latents_config == kept
+        assert composed(tmp_path, over=f"model: {{params: {{term: {{latents_config: {over}}}}}}}").params.term.latents_config == kept
+
+
+def test_a_target_alone_is_set_alone_and_the_model_keeps_its_parameters(tmp_path):
+    assert composed(tmp_path, "model.target=a.Subclass") == {**composed(tmp_path), "target": "a.Subclass"}
+    assert composed(tmp_path, over="model: {target: a.Subclass}") == {**composed(tmp_path), "target": "a.Subclass"}
+    renamed = composed(tmp_path, "model.params.term.teacher_config.target=a.MyCached").params.term.teacher_config
+    assert renamed == {"target": "a.MyCached", "params": {"noisings": 8}}
+
+
+def test_a_reference_to_another_part_is_no_part_of_its_own(tmp_path):
+    twice = composed(tmp_path, "model.params.other=${model.params.term.latents_config}", "model.params.other={target: a.Noise}")
+    assert twice.params.other == {"target": "a.Noise"} and twice.params.term == composed(tmp_path).params.term
+
+
 def test_small_rates_without_a_point_are_numbers_all_the_same(tmp_path):
     (tmp_path / "a.yaml").write_text("rate: 1e-7\n")
     assert compose.merge([tmp_path / "a.yaml"], ["other=1e-7"]) == {"rate": 1e-7, "other": 1e-7}

@@ -1,0 +1,133 @@
+"""What the finals say in plain words: which idea pays and where, whether it surpasses the mixture, how ours stand beside the rivals."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ldm.evaluation.arms import IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_chart import lines_of
+from ldm.evaluation.statistics import KEEPS_IDENTITY, REFERENCE, Estimate, Row, Standing, by_arm, drift_decades, hypervolume, in_order, standings
+
+IDEA_NAMES = {
+    "empty": "idea 1, the empty prompt", "class": "idea 2, class prompts", "embedding": "idea 3, half-way in the token embeddings",
+    "encoding": "idea 4, half-way after the text encoder", "hypersphere": "idea 5, the hypersphere", MIXTURE: "ideas 1 and 2 in equal parts",
+}  # fmt: skip
+TO_SURPASS = ("embedding", "encoding", "hypersphere")
+
+
+@dataclass(frozen=True)
+class Finals:
+    """Rows and standings of the finals' arms."""
+
+    rows: Mapping[Arm, Sequence[Row]]
+    found: Mapping[Arm, Standing]
+
+    def of_conditioning(self, name: str) -> Arm | None:
+        return next((arm for arm in self.found if arm.ours and arm.conditioning == name), None)
+
+    def less(self, arm: Arm, key: str = "drift_off_pattern", than: Arm = UNREGULARIZED) -> Estimate:
+        """Decades of drift below another arm's, character by character."""
+        return drift_decades(self.rows[arm], self.rows[than], key)
+
+
+def sentences(rows: Sequence[Row], in_screen: Mapping[Arm, Standing]) -> list[str]:
+    """List items in Markdown."""
+    finals = Finals(by_arm(rows), standings(rows))
+    said = [_of_idea(finals, idea) for idea in IDEAS]
+    said += [_beside_mixture(finals, idea) for idea in TO_SURPASS]
+    said += [*_at_identity(finals), *_volumes(finals, in_screen)]
+    return [f"- {sentence}" for sentence in said]
+
+
+def above_zero(decades: Estimate) -> bool | None:
+    """Whether the whole interval is; None where there is no interval, or where it is on both sides."""
+    if decades.margin is None or abs(decades.mean) <= decades.margin:
+        return None
+    return decades.mean > 0
+
+
+def factor(decades: Estimate) -> str:
+    """As "3.1 times (2.2 to 4.4)"."""
+    if decades.margin is None:
+        return f"{10**decades.mean:.3g} times"
+    return f"{10**decades.mean:.3g} times ({10 ** (decades.mean - decades.margin):.3g} to {10 ** (decades.mean + decades.margin):.3g})"
+
+
+def _of_idea(finals: Finals, idea: str) -> str:
+    arm, name = finals.of_conditioning(idea), IDEA_NAMES[idea]
+    if arm is None:
+        return f"{_capital(name)}: not in the finals."
+    standing = finals.found[arm]
+    inside, outside = finals.less(arm, "drift_in_pattern"), finals.less(arm)
+    where = [place for place, decades in (("in-pattern", inside), ("off-pattern", outside)) if above_zero(decades)]
+    numbers = f"drift is {factor(inside)} less in-pattern and {factor(outside)} less off-pattern, identity {standing.identity:.3f}"
+    if outside.margin is None:
+        verdict = "too few characters to say whether it pays"
+    elif not where:
+        verdict = "does not pay: its drift is not less than the unregularised run's"
+    elif not standing.keeps_identity:
+        verdict = f"does not pay: it costs identity, less than {KEEPS_IDENTITY:g} of the unregularised run's is left"
+    else:
+        verdict = f"pays {' and '.join(where)}" + ("" if len(where) == 2 else ", and not " + ("off-pattern" if where == ["in-pattern"] else "in-pattern"))
+    return f"{_capital(name)} (`{arm.name}`) {verdict}; {numbers}."
+
+
+def _beside_mixture(finals: Finals, idea: str) -> str:
+    arm, mixture = finals.of_conditioning(idea), finals.of_conditioning(MIXTURE)
+    if arm is None or mixture is None:
+        return f"{_capital(IDEA_NAMES[idea])} and “empty + class” were not both in the finals: off-pattern they are not compared."
+    less = finals.less(arm, than=mixture)
+    better = above_zero(less)
+    if better is None and less.margin is not None:
+        said = f"does not beat “empty + class” off-pattern: no difference beyond chance, its drift is {factor(less)} less"
+    elif better is None:
+        said = f"has {factor(less)} less off-pattern drift than “empty + class”, with too few characters for an interval"
+    elif better:
+        said = f"beats “empty + class” off-pattern: its drift is {factor(less)} less"
+    else:
+        said = f"does not beat “empty + class” off-pattern: its drift is {factor(Estimate(-less.mean, less.margin))} more"
+    kept = [] if finals.found[arm].keeps_identity else ["its identity falls short"]
+    kept += [] if finals.found[mixture].keeps_identity else ["the mixture's identity falls short"]
+    return f"{_capital(IDEA_NAMES[idea])} {said}{' (' + ', '.join(kept) + ')' if kept else ''}."
+
+
+def _at_identity(finals: Finals) -> list[str]:
+    """Ours and the best rival at ≥ 0.95 of the unregularised identity."""
+    ours, rivals = (_best(one for one in finals.found.values() if one.arm.ours is mine and one.arm.method != UNREGULARIZED.method) for mine in (True, False))
+    said = []
+    for whose, best in (("of ours", ours), ("of the rivals", rivals)):
+        if best is None:
+            said.append(f"At ≥ {KEEPS_IDENTITY:g} of the unregularised run's identity there is none {whose}.")
+        else:
+            said.append(f"At ≥ {KEEPS_IDENTITY:g} of the unregularised run's identity the least off-pattern drift {whose} has `{best.arm.name}`: "
+                        f"{factor(finals.less(best.arm))} less than unregularised.")  # fmt: skip
+    if ours and rivals:
+        less = finals.less(ours.arm, than=rivals.arm)
+        certain = {True: "ours is ahead", False: "the rival is ahead", None: "neither is ahead beyond chance" if less.margin is not None else "no interval"}
+        said.append(f"Between these two: ours has {factor(less)} less off-pattern drift; {certain[above_zero(less)]}.")
+    return said
+
+
+def _volumes(finals: Finals, in_screen: Mapping[Arm, Standing]) -> list[str]:
+    """Hypervolumes over (identity, decades of off-pattern drift): of the finalists, and of whole lines in the screen."""
+    what = f"Hypervolume over (identity, −log10 of off-pattern drift over unregularised), reference ({REFERENCE[0]:g}, {REFERENCE[1]:g})"
+    ours = hypervolume(one.point for one in finals.found.values() if one.arm.ours)
+    rivals = {one.arm.name: hypervolume([one.point]) for one in finals.found.values() if not one.arm.ours and one.arm.method != UNREGULARIZED.method}
+    best = max(rivals, key=rivals.__getitem__, default=None)
+    alone = max((hypervolume([one.point]) for one in finals.found.values() if one.arm.ours), default=0.0)
+    said = [f"{what}, finals: ours {ours:.3f} together, {alone:.3f} the best of them alone; "
+            + (f"the best rival, `{best}`, {rivals[best]:.3f}." if best else "no rival.")]  # fmt: skip
+    lines = {name: (line[0].arm.ours, hypervolume(one.point for one in line)) for name, line in lines_of(in_screen.values()).items()}
+    tops = [max(((volume, name) for name, (mine, volume) in lines.items() if mine is whose), default=None) for whose in (True, False)]
+    if None not in tops:
+        (our_volume, our_name), (their_volume, their_name) = tops
+        said.append(f"The same of one line of strengths each in the screen: `{our_name}` {our_volume:.3f}, the best rival `{their_name}` {their_volume:.3f}.")
+    return said
+
+
+def _best(found: Iterable[Standing]) -> Standing | None:
+    return next((one for one in in_order(found) if one.keeps_identity), None)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

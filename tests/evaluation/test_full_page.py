@@ -1,0 +1,130 @@
+"""What the page of the full study says, for rows of which it is known what must be said."""
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from ldm.evaluation.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_chart import shown_lines
+from ldm.evaluation.full_page import BEGIN, END, write_full_page, written
+from ldm.evaluation.full_sentences import sentences
+from ldm.evaluation.statistics import standings
+from tests.evaluation.full_world import CONCEPTS, made_row, made_rows
+
+
+def ours(conditioning, strength=1.5, latents="prior"):
+    return Arm("locality", conditioning, latents, strength)
+
+
+KV, L2 = Arm("kv_only", strength=1e-3), Arm("base_weights", strength=1e-2)
+SCREEN = made_rows([(ours(name, weight), 0.99, decades) for name in (*IDEAS, MIXTURE) for weight, decades in ((1.5, 0.5), (7.5, 1.0))] + [(KV, 0.9, 0.5)])
+
+
+def said_of(decades: dict[str, float], *, identity: float = 1.0, noise: float = 0.0, concepts=CONCEPTS, rivals=((KV, 1.0, 0.3),)) -> str:
+    """The sentences where our arms drift by so many decades less; noise: by how much more or less it is for every other character."""
+    rows = made_rows([(ours(name), identity, value) for name, value in decades.items()] + list(rivals), stage="finals", concepts=concepts)
+    for row in rows:
+        if row["method"] == "locality" and row["conditioning"] != MIXTURE:
+            row["drift_off_pattern"] *= 10 ** (noise if CONCEPTS.index(row["concept"]) % 2 else -noise)
+    return "\n".join(sentences(rows, standings(SCREEN)))
+
+
+def line_with(text: str, *words: str) -> str:
+    (found,) = [line for line in text.splitlines() if all(word in line for word in words)]
+    return found
+
+
+EVEN = dict.fromkeys((*IDEAS, MIXTURE), 1.0)
+
+
+def test_an_idea_that_beats_the_mixture_is_told_by_how_much():
+    said = said_of({**EVEN, "hypersphere": 1.5, "encoding": 0.5})
+    assert "beats “empty + class” off-pattern: its drift is 3.16 times (3.16 to 3.16) less" in line_with(said, "Idea 5, the hypersphere beats")
+    worse = line_with(said, "Idea 4", "“empty + class”")
+    assert "does not beat “empty + class” off-pattern: its drift is 3.16 times (3.16 to 3.16) more" in worse
+
+
+def test_a_difference_that_chance_would_make_beats_nothing():
+    said = said_of({**EVEN, "hypersphere": 1.2}, noise=0.5)
+    assert "does not beat “empty + class” off-pattern: no difference beyond chance" in line_with(said, "Idea 5", "“empty + class”")
+
+
+def test_an_idea_pays_where_its_drift_is_less_and_only_with_the_identity_kept():
+    said = said_of({**EVEN, "empty": 0.0})
+    assert "does not pay: its drift is not less" in line_with(said, "Idea 1", "identity")
+    assert "pays in-pattern and off-pattern; drift is 10 times (10 to 10) less in-pattern" in line_with(said, "Idea 2", "identity")
+    assert "pays in-pattern, and not off-pattern" in line_with(said_of({**EVEN, "class": 0.4}, noise=0.9), "Idea 2", "identity")
+    assert "does not pay: it costs identity" in line_with(said_of(EVEN, identity=0.9), "Idea 2", "identity 0.900")
+
+
+def test_with_two_characters_nothing_is_called_certain():
+    said = said_of(EVEN, concepts=("a", "b"))
+    assert "too few characters" in line_with(said, "Idea 1", "identity") and "too few characters" in line_with(said, "Idea 5", "“empty + class”")
+    assert " to " not in line_with(said, "least off-pattern drift of ours")
+
+
+def test_an_idea_that_was_not_there_is_named():
+    said = said_of({"class": 1.0})
+    assert "Idea 5, the hypersphere: not in the finals." in said and "not both in the finals" in said
+
+
+def test_ours_and_the_best_rival_at_equal_identity_and_by_hypervolume():
+    said = said_of(EVEN, rivals=((KV, 1.0, 0.3), (L2, 0.96, 1.5)))
+    assert "`base_weights/0.01`: 31.6 times" in line_with(said, "drift of the rivals") and "the rival is ahead" in said
+    finals = line_with(said, "finals: ours")
+    assert "ours 0.200 together, 0.200 the best of them alone; the best rival, `base_weights/0.01`, 0.240" in finals  # 0.2 · 1.0, and 0.16 · 1.5
+    assert "`kv_only` 0.050" in line_with(said, "in the screen")
+    assert "there is none of the rivals" in said_of(EVEN, rivals=((KV, 0.5, 3.0),))
+
+
+def test_a_line_of_strengths_is_shown_for_each_method():
+    worse = [(ours("class", weight, "noise"), 0.9, 0.1) for weight in (0.3, 1.5)]
+    found = standings([*SCREEN, *[row for row in made_rows(worse) if row["method"] == "locality"]])
+    lines = shown_lines(found.values())
+    assert list(lines) == [f"locality/{name}/prior" for name in (*IDEAS, MIXTURE)] + ["kv_only"]
+    assert [one.arm.strength for one in lines["locality/class/prior"]] == [1.5, 7.5]
+
+
+def write_rows(path, rows):
+    summary = {split: {"settings": {"sampling": f"DDIM of {split}"}} for split in ("dev", "later")}
+    path.write_text(json.dumps({"rows": rows, "summary": summary, "costs": {}, "plan": {}}))
+    return path
+
+
+def test_the_page_gets_table_picture_and_sentences_between_its_markers(tmp_path):
+    finals = made_rows([(ours(name), 0.98, 1.0) for name in (*IDEAS, MIXTURE)] + [(KV, 0.97, 0.3)], stage="finals")
+    path = write_rows(tmp_path / "rows.json", [*SCREEN, *finals])
+    page, chart = tmp_path / "docs" / "results.md", tmp_path / "results" / "full.png"
+    page.parent.mkdir()
+    page.write_text(f"by hand\n{BEGIN}\nold\n{END}\nalso by hand\n")
+    write_full_page(path, page, chart)
+    text = page.read_text()
+    assert text.startswith("by hand\n") and text.endswith("also by hand\n") and "\nold\n" not in text
+    assert "](../results/full.png)" in text and "DDIM of later" in text and "4 characters × 1 seed" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| locality/hypersphere/prior/1.5 |")][:1]
+    assert line.split(" | ")[1:6] == ["copy", "0.980 ± 0.000", "0.200 ± 0.000", "0.300 ± 0.000", "10 (10 … 10)"] and line.endswith("| × 2.00 | × 1.10 |")
+    assert "| locality/class/prior/1.5 | 1.2 |" in text  # nats
+    with Image.open(chart) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 500
+    before = page.read_bytes(), chart.read_bytes()
+    write_full_page(path, page, chart)
+    assert (page.read_bytes(), chart.read_bytes()) == before
+
+
+def test_a_screen_alone_makes_a_page_too():
+    text = written(SCREEN, [], {}, "chart.png")
+    assert "The finals are not there yet." in text and "| locality/class/prior | 0.190 | 1.5: 0.99, 3.16; 7.5: 0.99, 10 |" in text
+
+
+def test_rows_that_are_not_there_are_told(command, tmp_path):
+    code, said = command("full_results_page", "--rows", tmp_path / "none.json")
+    assert code == 1 and "study_full.py measures them" in said and "Traceback" not in said
+    path = write_rows(tmp_path / "rows.json", [made_row(arm) for arm in (FROZEN, UNREGULARIZED)])
+    page = tmp_path / "results.md"
+    page.write_text("by hand")
+    code, said = command("full_results_page", "--rows", path, "--page", page, "--chart", tmp_path / "chart.png")
+    assert code == 1 and "no lines" in said and page.read_text() == "by hand" and not (tmp_path / "chart.png").exists()
+    with pytest.raises(ValueError, match="no row of the screen"):
+        write_full_page(write_rows(tmp_path / "empty.json", []), page, tmp_path / "chart.png")
