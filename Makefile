@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint demo study pretrain bench patch test-old
+.PHONY: help venv test lint demo study study-full pretrain bench patch test-old
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ demo: $(INSTALLED)  ## a new character, learnt with and without the regulariser:
 study: $(INSTALLED)  ## several characters and seeds: results/characters.json and the table in docs/results.md, hours
 	$(RUN) scripts/study_characters.py
 	$(RUN) scripts/results_page.py
+
+study-full: $(INSTALLED)  ## every idea, source of latents and rival: results/characters_full.json and docs/results.md, about 10 hours; goes on where it was stopped
+	$(RUN) scripts/study_full.py
+	$(RUN) scripts/full_results_page.py
 
 pretrain: $(INSTALLED)  ## train the shipped characters model from nothing, hours; goes on where it was stopped
 	$(RUN) scripts/pretrain_characters.py

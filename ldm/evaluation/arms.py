@@ -33,7 +33,8 @@ CONDITIONINGS: dict[str, dict[str, Any]] = {
 }
 IDEAS = ("empty", "class", "embedding", "encoding", "hypersphere")
 NEAR_CONCEPT = ("embedding", "encoding", "hypersphere", "morphing")
-SHIPPED = "shipped"  # conditioning and latents of finetune_unfrozen_reg.yaml as it stands
+SHIPPED = "shipped"  # conditioning, latents and loss of finetune_unfrozen_reg.yaml as it stands
+LOSS = {"target": "ldm.regularization.losses.NoiseMSE"}  # of all the others, so that the ideas are told apart by nothing else
 
 _LATENTS = "ldm.regularization.latents."
 LATENTS: dict[str, dict[str, Any]] = {
@@ -47,7 +48,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "cached": {"target": "ldm.regularization.teacher.CachedTeacher", "params": {"noisings": 8}},
 }
 
-WEIGHTS = (0.3, 1.5, 7.5)  # λ; the shipped config's in the middle
+WEIGHTS = (0.3, 1.5, 7.5)  # λ; about the shipped config's in the middle
 FEWER_WEIGHTS = WEIGHTS[1:]  # where three take too long: the least does least
 _RIVALS = "ldm.rivals."
 # method → (what the training command is told beside the plain config, strengths from hardly any effect to too much)
@@ -126,7 +127,7 @@ class Arm:
         words = [f"{_TERM}weight_config.params.weight={self.strength!r}"]
         if self.conditioning == SHIPPED:
             return words
-        parts = {"conditioning": CONDITIONINGS[self.conditioning], "latents": LATENTS[self.latents], "teacher": TEACHERS[self.teacher]}
+        parts = {"conditioning": CONDITIONINGS[self.conditioning], "latents": LATENTS[self.latents], "teacher": TEACHERS[self.teacher], "loss": LOSS}
         return [*words, *(f"{_TERM}{part}_config={json.dumps(config)}" for part, config in parts.items())]
 
 
