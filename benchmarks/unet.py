@@ -6,12 +6,13 @@ Stable Diffusion v1's UNet (configs/stable-diffusion/v1-inference.yaml) against 
 first stage's decoder against AutoencoderKL's, and DDIMSampler on a LatentDiffusion against a loop of diffusers' UNet and DDIMScheduler, both
 with guidance from one batch. Weights are random, the output layers that begin at zero too. The two take turns, and each round begins with the
 other one, so that whatever else the machine does meets both; a ratio is the median of the rounds' ratios. The last line is one JSON object:
-    forward_ratio, train_ratio   a forward pass, a forward and backward pass; the larger of batch 1 and 2
+    forward_ratio, train_ratio   a forward pass, a forward and backward pass; the largest of the batch sizes
     memory_ratio                 peak memory above the weights of a forward and backward pass, each in a process of its own; likewise
     max_abs_diff                 between the two predictions, the largest
     decoder_ratio, decoder_memory_ratio, decoder_max_abs_diff    latents to a picture, batch 1
     sampler_ratio, sampler_max_abs_diff                          --steps steps of DDIM, one sample
-and beside them what was measured: threads, sizes, seconds of our median. A GPU, where there is one, adds the UNet's and decoder's in float16 and
+and beside them what was measured: threads, sizes, seconds of our median, and the same ratios of processor time (…_cpu_ratio), which does not
+count what other programs took away (but counts waiting threads). A GPU, where there is one, adds the UNet's and decoder's in float16 and
 bfloat16 under keys that begin with the format's name. Memory is null where the system does not tell peaks (it is read from /proc).
 """
 from __future__ import annotations
@@ -113,29 +114,29 @@ def train_pass(side: str, network: nn.Module, inputs: tuple[Tensor, Tensor, Tens
 
 
 @contextmanager
-def timed(seconds: list[float], device: torch.device) -> Iterator[None]:
-    """Appends what the body takes; waits for a GPU to have done it."""
+def timed(seconds: list[tuple[float, float]], device: torch.device) -> Iterator[None]:
+    """Appends what the body takes, by the clock and of the processor; waits for a GPU to have done it."""
     if device.type != "cpu":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     yield
     if device.type != "cpu":
         torch.cuda.synchronize(device)
-    seconds.append(time.perf_counter() - start)
+    seconds.append((time.perf_counter() - start[0], time.process_time() - start[1]))
 
 
 def take_turns(action: Callable[[str], Any], options: argparse.Namespace, name: str) -> dict[str, float]:
-    """`action(side)` by both sides in turn, after a round to warm up: {ratio: median of ours / theirs, seconds: our median}."""
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    """`action(side)` by both sides in turn, after a round to warm up: {ratio, cpu_ratio: medians of ours / theirs, seconds: our median}."""
+    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
     for k in range(options.rounds + 1):
         for side in SIDES if k % 2 else reversed(SIDES):
             with timed(seconds[side], options.device):
                 action(side)
     ours, theirs = (seconds[side][1:] for side in SIDES)
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    result = {"ratio": round(ratio, 4), "seconds": round(statistics.median(ours), 4)}
-    print(f"{name}: ours {result['seconds']:.4g} s, theirs {statistics.median(theirs):.4g} s, ratio {ratio:.4f}", flush=True)
-    return result
+    ratio, cpu_ratio = (round(statistics.median(a[clock] / b[clock] for a, b in zip(ours, theirs, strict=True)), 4) for clock in (0, 1))
+    our_median, their_median = (statistics.median(wall for wall, _ in each) for each in (ours, theirs))
+    print(f"{name}: ours {our_median:.4g} s, theirs {their_median:.4g} s, ratio {ratio:.4f}, of processor time {cpu_ratio:.4f}", flush=True)
+    return {"ratio": ratio, "cpu_ratio": cpu_ratio, "seconds": round(our_median, 4)}
 
 
 def difference(answer: Callable[[str], Tensor]) -> float:
@@ -147,7 +148,7 @@ def difference(answer: Callable[[str], Tensor]) -> float:
 
 def measure_unet(options: argparse.Namespace, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     networks, found = unets(options, dtype), {"forward": [], "train": [], "difference": []}
-    for batch in (1, 2):
+    for batch in options.batches:
         inputs = unet_inputs(options, batch, dtype)
         found["difference"].append(difference(lambda side, i=inputs: predict(side, networks[side], *i)))
         with torch.no_grad():
@@ -155,7 +156,7 @@ def measure_unet(options: argparse.Namespace, dtype: torch.dtype = torch.float32
         train = take_turns(lambda side, i=inputs: train_pass(side, networks[side], i), options, f"UNet forward and backward, batch {batch}")
         found["forward"].append(forward)
         found["train"].append(train)
-    worst = {f"{name}_ratio": max(each["ratio"] for each in found[name]) for name in ("forward", "train")}
+    worst = {f"{name}_{ratio}": max(each[ratio] for each in found[name]) for name in ("forward", "train") for ratio in ("ratio", "cpu_ratio")}
     seconds = {f"{name}_seconds": [each["seconds"] for each in found[name]] for name in ("forward", "train")}
     return {**worst, "max_abs_diff": max(found["difference"]), **seconds}
 
@@ -166,7 +167,11 @@ def measure_decoder(options: argparse.Namespace, dtype: torch.dtype = torch.floa
     with torch.no_grad():
         far = difference(lambda side: decode(side, networks[side], z))
         found = take_turns(lambda side: decode(side, networks[side], z), options, f"decoder to {8 * z.shape[-1]} px")
-    return {"decoder_ratio": found["ratio"], "decoder_max_abs_diff": far, "decoder_seconds": found["seconds"], "decoder_pixels": 8 * z.shape[-1]}
+    return {**prefixed("decoder", found), "decoder_max_abs_diff": far, "decoder_pixels": 8 * z.shape[-1]}
+
+
+def prefixed(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    return {f"{name}_{key}": value for key, value in found.items()}
 
 
 def decoder_input(options: argparse.Namespace, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -204,7 +209,7 @@ def measure_sampler(options: argparse.Namespace) -> dict[str, Any]:
     with torch.no_grad():
         far = difference(sample)
         found = take_turns(sample, options, f"{options.steps} steps of DDIM, latents {side}×{side}")
-    return {"sampler_ratio": found["ratio"], "sampler_max_abs_diff": far, "sampler_seconds": found["seconds"], "sampler_latents": side}
+    return {**prefixed("sampler", found), "sampler_max_abs_diff": far, "sampler_latents": side}
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,14 +217,15 @@ def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
     if options.device.type == "cpu" and not FORGET_PEAK.exists():
         return {"memory_ratio": None, "decoder_memory_ratio": None}
     ratios, mebibytes = {}, {}
-    for what in ("train-1", "train-2", "decode-1"):
+    trained = [f"train-{batch}" for batch in options.batches]
+    for what in (*trained, "decode-1"):
         ours, theirs = (peak_bytes(what, side, options) for side in SIDES)
         ratios[what], mebibytes[what] = ours / theirs, round(ours / 2**20)
         print(f"peak memory above the weights, {what}: ours {ours / 2**20:.0f} MiB, theirs {theirs / 2**20:.0f} MiB, ratio {ours / theirs:.4f}", flush=True)
     return {
-        "memory_ratio": round(max(ratios["train-1"], ratios["train-2"]), 4),
+        "memory_ratio": round(max(ratios[what] for what in trained), 4),
         "decoder_memory_ratio": round(ratios["decode-1"], 4),
-        "memory_mib": [mebibytes["train-1"], mebibytes["train-2"]],
+        "memory_mib": [mebibytes[what] for what in trained],
     }
 
 
@@ -266,6 +272,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", action="store_true", help="gradient checkpointing in both UNets")
     parser.add_argument("--decoder-pixels", type=int, default=0, help="side of the decoded picture; 0: the size's own, 512 of sd-v1")
     parser.add_argument("--sampler-side", type=int, default=0, help="side of the sampled latents; 0: the size's own, 32 of sd-v1")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="batch sizes of the UNet's passes")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler")
     parser.add_argument("--peak-of", nargs=2, metavar=("WHAT", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -278,13 +285,13 @@ def main() -> None:
         return
 
     measures = {"unet": measure_unet, "memory": measure_memory, "decoder": measure_decoder, "sampler": measure_sampler}
-    result: dict[str, Any] = {"size": options.size, "device": str(options.device), "threads": options.threads, "rounds": options.rounds}
+    result: dict[str, Any] = {name: getattr(options, name) for name in ("size", "threads", "rounds", "batches")} | {"device": str(options.device)}
     for part in options.only.split(","):
         result |= measures[part](options)
         if options.device.type != "cpu" and part in ("unet", "decoder"):
             for dtype in (torch.float16, torch.bfloat16):
                 name = str(dtype).removeprefix("torch.")
-                result |= {f"{name}_{key}": value for key, value in measures[part](options, dtype).items()}
+                result |= prefixed(name, measures[part](options, dtype))
     print(json.dumps(result))
 
 
