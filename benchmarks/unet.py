@@ -213,13 +213,14 @@ def measure_sampler(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Peaks of fresh processes, ours over theirs."""
+    """Peaks of fresh processes, ours over theirs; medians of a few, since what a system counts as resident wavers."""
     if options.device.type == "cpu" and not FORGET_PEAK.exists():
         return {"memory_ratio": None, "decoder_memory_ratio": None}
     ratios, mebibytes = {}, {}
     trained = [f"train-{batch}" for batch in options.batches]
     for what in (*trained, "decode-1"):
-        ours, theirs = (peak_bytes(what, side, options) for side in SIDES)
+        turns = [[peak_bytes(what, side, options) for side in SIDES] for _ in range(options.memory_turns)]
+        ours, theirs = (statistics.median(side) for side in zip(*turns, strict=True))
         ratios[what], mebibytes[what] = ours / theirs, round(ours / 2**20)
         print(f"peak memory above the weights, {what}: ours {ours / 2**20:.0f} MiB, theirs {theirs / 2**20:.0f} MiB, ratio {ours / theirs:.4f}", flush=True)
     return {
@@ -267,6 +268,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="sd-v1")
     parser.add_argument("--only", default=",".join(PARTS), help=f"what to measure, of {','.join(PARTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=7, help="measured turns of each side")
+    parser.add_argument("--memory-turns", type=int, default=3, help="processes of each side whose memory is measured")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parser.add_argument("--checkpoint", action="store_true", help="gradient checkpointing in both UNets")
