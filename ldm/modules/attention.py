@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import checkpoint as run_checkpointed
 from ldm.modules.diffusionmodules.util import zero_module
+from ldm.modules.linear import Linear
 from ldm.util import default, exists
 
 __all__ = [
@@ -35,8 +36,8 @@ def Normalize(in_channels: int) -> nn.GroupNorm:
 
 
 def to_tokens(picture: Tensor) -> Tensor:
-    """(B, c, h, w) → (B, h w, c)."""
-    return picture.flatten(2).transpose(1, 2)
+    """(B, c, h, w) → (B, h w, c), channel beside channel in memory: what comes after reads it so, a view would be turned around each time."""
+    return picture.flatten(2).transpose(1, 2).contiguous()
 
 
 def to_picture(tokens: Tensor, like: Tensor) -> Tensor:
@@ -62,10 +63,10 @@ class CrossAttention(nn.Module):
         inner_dim = heads * dim_head
         self.scale = dim_head**-0.5
         self.heads = heads
-        self.to_q = nn.Linear(query_dim, inner_dim, bias=False)
-        self.to_k = nn.Linear(default(context_dim, query_dim), inner_dim, bias=False)
-        self.to_v = nn.Linear(default(context_dim, query_dim), inner_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim), nn.Dropout(dropout))
+        self.to_q = Linear(query_dim, inner_dim, bias=False)
+        self.to_k = Linear(default(context_dim, query_dim), inner_dim, bias=False)
+        self.to_v = Linear(default(context_dim, query_dim), inner_dim, bias=False)
+        self.to_out = nn.Sequential(Linear(inner_dim, query_dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x: (B, N, query_dim); context: (B, M, context_dim); mask: (B, M) or (B, …) with M entries, bool, true = attend. Returns (B, N, query_dim)."""
@@ -79,7 +80,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
-        self.proj = nn.Linear(dim_in, 2 * dim_out)
+        self.proj = Linear(dim_in, 2 * dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -92,8 +93,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, dim_out: int | None = None, mult: float = 4, glu: bool = False, dropout: float = 0.0):
         super().__init__()
         hidden = int(dim * mult)
-        widen = GEGLU(dim, hidden) if glu else nn.Sequential(nn.Linear(dim, hidden), nn.GELU())
-        self.net = nn.Sequential(widen, nn.Dropout(dropout), nn.Linear(hidden, default(dim_out, dim)))
+        widen = GEGLU(dim, hidden) if glu else nn.Sequential(Linear(dim, hidden), nn.GELU())
+        self.net = nn.Sequential(widen, nn.Dropout(dropout), Linear(hidden, default(dim_out, dim)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

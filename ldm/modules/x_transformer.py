@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.linear import Linear
+
 DEFAULT_DIM_HEAD = 64
 INIT_STD = 0.02
 
@@ -63,7 +65,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int):
         super().__init__()
-        self.proj = nn.Linear(dim_in, 2 * dim_out)
+        self.proj = Linear(dim_in, 2 * dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
@@ -76,8 +78,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, dim_out: int | None = None, mult: int = 4, glu: bool = False, dropout: float = 0.0):
         super().__init__()
         inner = int(dim * mult)
-        widen = GEGLU(dim, inner) if glu else nn.Sequential(nn.Linear(dim, inner), nn.GELU())
-        self.net = nn.Sequential(widen, nn.Dropout(dropout), nn.Linear(inner, dim if dim_out is None else dim_out))
+        widen = GEGLU(dim, inner) if glu else nn.Sequential(Linear(dim, inner), nn.GELU())
+        self.net = nn.Sequential(widen, nn.Dropout(dropout), Linear(inner, dim if dim_out is None else dim_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -114,11 +116,11 @@ class Attention(nn.Module):
         self.heads = heads
         self.scale = dim_head**-0.5
         self.causal = causal
-        self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_k = nn.Linear(dim, inner, bias=False)
-        self.to_v = nn.Linear(dim, inner, bias=False)
+        self.to_q = Linear(dim, inner, bias=False)
+        self.to_k = Linear(dim, inner, bias=False)
+        self.to_v = Linear(dim, inner, bias=False)
         self.dropout = dropout
-        self.to_out = nn.Linear(inner, dim)
+        self.to_out = Linear(inner, dim)
 
     def forward(
         self,

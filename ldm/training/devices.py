@@ -1,12 +1,15 @@
-"""What `--gpus`, `--accelerator` and `--devices` mean, and which device a run then uses."""
+"""What `--gpus`, `--accelerator` and `--devices` mean, which device a run then uses, and whether it can compute in the `--precision` asked for."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 # What Lightning 1 called accelerators, and configs saved then still do.
 STRATEGIES = ("ddp", "ddp_spawn")
+# Lightning's names of precisions, those of before version 2 among them.
+FLOAT16, BFLOAT16 = ("16", "16-mixed", "16-true"), ("bf16", "bf16-mixed", "bf16-true")
 NO_GPU = (None, "", 0, "0", [], False)
 
 
@@ -33,6 +36,20 @@ def chosen_devices(trainer_config: dict[str, Any]) -> dict[str, Any]:
     if gpus in NO_GPU:
         return {**config, "accelerator": "cpu", "devices": 1}
     return {**config, "accelerator": "gpu", "devices": checked_cards(gpus)}
+
+
+def check_precision(trainer_config: Mapping[str, Any]) -> None:
+    """The chosen device computes in the precision asked for. Raises ValueError; Lightning would quietly take another one.
+
+    trainer_config: with `accelerator`, as `chosen_devices` returns it, and `precision`, if given. Names that Lightning does not know are left to it.
+    """
+    given = trainer_config.get("precision")
+    precision = str(given)
+    if trainer_config.get("accelerator") == "cpu" and precision in FLOAT16:
+        raise ValueError(f"--precision {given}: a CPU trains in float32 or bfloat16, not in float16. Take --precision bf16-mixed, leave the flag out, "
+                         "or train on a GPU (--gpus 0,).")
+    if trainer_config.get("accelerator") in ("gpu", "cuda") and precision in BFLOAT16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"--precision {given}: this GPU does not compute in bfloat16. Take --precision 16-mixed, or leave the flag out.")
 
 
 def checked_cards(gpus: Any) -> list[int] | int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 LABEL_WIDTH = 14
-ADAM_MOMENTS = 2
+ADAM_BYTES_PER_VALUE, ADAM_8BIT_BYTES_PER_VALUE = 8, 2         # two moments
 UNNAMED = "parameters"
 
 
@@ -59,10 +59,19 @@ def groups(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> lis
     return lines
 
 
-def checkpoint_bytes(model: nn.Module, trained: int) -> int:
-    """About how large last.ckpt will be: the weights, and Adam's two moments for `trained` values."""
+def checkpoint_bytes(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> int:
+    """About how large last.ckpt will be: the weights, and what the optimisers keep of each trained value."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return weights + ADAM_MOMENTS * 4 * trained
+    return weights + sum(state_bytes(optimizer) * p.numel() for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that an optimiser keeps of a trained value; of one that is not known here as of Adam."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return 4 if any(group["momentum"] for group in optimizer.param_groups) else 0
+    if isinstance(optimizer, torch.optim.Adafactor):
+        return 0                                               # a row and a column of each matrix
+    return ADAM_8BIT_BYTES_PER_VALUE if type(optimizer).__name__.endswith("8bit") else ADAM_BYTES_PER_VALUE
 
 
 def regulariser(model: nn.Module) -> str:
@@ -85,6 +94,7 @@ def pictures(data: Any) -> str:
 
 def lines(model: pl.LightningModule, data: Any, facts: Facts, optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
     """The plan, one labelled line a fact."""
+    optimizers = list(optimizers)
     planned = groups(model, optimizers)
     trained = sum(line.values for line in planned)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -98,7 +108,7 @@ def lines(model: pl.LightningModule, data: Any, facts: Facts, optimizers: Iterab
         ("regulariser", regulariser(model)),
         ("data", pictures(data)),
         ("steps", facts.steps),
-        ("last.ckpt", f"about {checkpoint_bytes(model, trained) / 2**20:,.0f} MiB: weights and the optimiser's state"),
+        ("last.ckpt", f"about {checkpoint_bytes(model, optimizers) / 2**20:,.0f} MiB: weights and the optimiser's state"),
         ("results", str(facts.folder)),
     ]
     return [f"{label:<{LABEL_WIDTH}} {text}" for label, text in labelled]

@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ldm.checkpoints.reading import trusting_pickles
 from ldm.training import arguments, compose, plan, preflight
 from ldm.training.assembly import build_trainer
-from ldm.training.devices import chosen_devices, device_name
+from ldm.training.devices import check_precision, chosen_devices, device_name
 from ldm.training.model import set_learning_rate
 from ldm.training.run_folder import RunFolder, new_run, resumed_run
 from ldm.training.validation import check_config
@@ -87,6 +87,7 @@ def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
     preflight.check(config, folder)
     project, lightning = compose.split(config)
     trainer = chosen_devices({**compose.as_plain(lightning.get("trainer") or {}), **given_trainer})
+    check_precision(trainer)
     if opt.train and all(trainer.get(limit) in NO_LIMIT for limit in LIMITS):
         raise ValueError("nothing says how long to train: give --max_steps N (or lightning.trainer.max_steps in the config)")
     lightning = OmegaConf.merge(lightning, {"trainer": given_trainer})

@@ -34,6 +34,7 @@ PARTS = {
     "ldm.models.diffusion.previews": "samplers",
     "ldm.models.diffusion.tiles": "samplers",
     "ldm.models.diffusion.optim": "samplers",
+    "ldm.models.diffusion.compiled": "ddpm",
     "ldm.models.diffusion.frozen_base": "ddpm",
     "ldm.models.diffusion.own_files": "ddpm",
     "ldm.models.diffusion.pixels": "ddpm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.training.devices import chosen_devices
+from ldm.training.devices import check_precision, chosen_devices
 
 
 @pytest.fixture(params=[0, 2], ids=["no GPU", "two GPUs"])
@@ -62,3 +62,23 @@ def test_words_that_are_no_cards_are_explained(cards):
 def test_accelerators_of_old_lightning_that_are_strategies_today(cards, name):
     """Configs saved by runs of the original say `accelerator: ddp`."""
     assert chosen_devices({"gpus": 0, "accelerator": name}) == {"accelerator": "cpu", "devices": 1, "strategy": name}
+
+
+@pytest.mark.parametrize("precision", [16, "16", "16-mixed", "16-true"])
+def test_float16_on_a_cpu_is_refused_with_what_it_can(precision):
+    with pytest.raises(ValueError, match=rf"--precision {precision}: a CPU .*bf16-mixed"):
+        check_precision({"accelerator": "cpu", "precision": precision})
+    check_precision({"accelerator": "gpu", "precision": precision})
+
+
+def test_bfloat16_on_a_gpu_without_it_is_refused_with_what_it_can(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(ValueError, match="--precision bf16-mixed: this GPU .*16-mixed"):
+        check_precision({"accelerator": "gpu", "precision": "bf16-mixed"})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    check_precision({"accelerator": "gpu", "precision": "bf16-mixed"})
+
+
+@pytest.mark.parametrize("precision", [None, 32, "32-true", "bf16-mixed", "64-true"])
+def test_a_cpu_is_left_what_it_can(precision):
+    check_precision({"accelerator": "cpu", "precision": precision})

@@ -18,6 +18,7 @@ from ldm.checkpoints import LoadReport, load_weights
 from ldm.checkpoints.construction import weights_at_hand, weights_to_come
 from ldm.checkpoints.keys import starts_with
 from ldm.models.diffusion import ancestral, noise_schedule, objective, previews
+from ldm.models.diffusion.compiled import compile_network
 from ldm.models.diffusion.conditioning import DiffusionWrapper
 from ldm.models.diffusion.optim import Group, ParameterPlan, with_schedule
 from ldm.modules.diffusionmodules.util import make_beta_schedule, noise_like
@@ -37,6 +38,7 @@ class DDPM(pl.LightningModule):
     unet_config: the network; timesteps, beta_schedule, linear_*, cosine_s, given_betas: the noise; parameterization: eps or x0, what it predicts;
     v_posterior: variance of ancestral steps; loss_type, l_simple_weight, original_elbo_weight, learn_logvar: the loss (`objective`);
     scheduler_config: factor of the learning rate by step; optimizer_config: `target` and `params`, AdamW with weight decay 0.01 if None;
+    compile: the network by `torch.compile`, true or its arguments (`compiled`);
     ckpt_path: weights to start from, but for keys that begin with an entry of ignore_keys; trust_pickle: also where reading that file may run code.
     `learning_rate` is set by whoever starts the training.
     """
@@ -53,6 +55,7 @@ class DDPM(pl.LightningModule):
         v_posterior: float = 0.0, l_simple_weight: float = 1.0, conditioning_key: str | None = None, parameterization: str = "eps",
         scheduler_config: Mapping[str, Any] | None = None, use_positional_encodings: bool = False, learn_logvar: bool = False, logvar_init: float = 0.0,
         *, ema_decay: float = 0.9999, optimizer_config: Mapping[str, Any] | None = None, trust_pickle: bool = False,
+        compile: bool | Mapping[str, Any] = False,
     ):
         super().__init__()
         self.parameterization, self.loss_type = parameterization, loss_type
@@ -67,6 +70,7 @@ class DDPM(pl.LightningModule):
             self.model = DiffusionWrapper(unet_config, conditioning_key)
             if use_ema:
                 self.model_ema = LitEma(self.model, decay=ema_decay)
+        compile_network(self.model.diffusion_model, compile)
         count_params(self.model, verbose=True)
         if monitor is not None:
             self.monitor = monitor

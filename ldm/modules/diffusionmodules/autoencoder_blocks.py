@@ -34,6 +34,11 @@ def nonlinearity(x: Tensor) -> Tensor:
     return F.silu(x)
 
 
+def normed(x: Tensor, norm: nn.Module) -> Tensor:
+    """Swish of norm(x). Without gradients nobody needs the norm's own answer, and it is overwritten: a decoder's largest maps fill 256 MiB each."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
 def Normalize(in_channels: int, num_groups: int = 32) -> nn.GroupNorm:
     """Group normalisation with this codebase's epsilon; `in_channels` must be a multiple of `num_groups`."""
     return nn.GroupNorm(num_groups, in_channels, eps=1e-6, affine=True)
@@ -95,10 +100,10 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor | None) -> Tensor:
         """x: (B, in_channels, H, W); temb: (B, temb_channels), or None in networks that know no time."""
-        h = self.conv1(nonlinearity(self.norm1(x)))
+        h = self.conv1(normed(x, self.norm1))
         if temb is not None:
             h = h + self.temb_proj(nonlinearity(temb))[:, :, None, None]
-        h = self.conv2(self.dropout(nonlinearity(self.norm2(h))))
+        h = self.conv2(self.dropout(normed(h, self.norm2)))
         if self.in_channels == self.out_channels:
             return x + h
         shortcut = self.conv_shortcut if self.use_conv_shortcut else self.nin_shortcut

@@ -21,6 +21,7 @@ from ldm.modules.diffusionmodules.autoencoder_blocks import (
     get_timestep_embedding,
     make_attn,
     nonlinearity,
+    normed,
 )
 
 __all__ = [
@@ -149,7 +150,7 @@ class Encoder(nn.Module):
             if level < self.num_resolutions - 1:
                 h = stage.downsample(h)
         h = self.mid(h)
-        return self.conv_out(nonlinearity(self.norm_out(h)))
+        return self.conv_out(normed(h, self.norm_out))
 
 
 class Decoder(nn.Module):
@@ -215,7 +216,7 @@ class Decoder(nn.Module):
                 h = self.up[level].upsample(h)
         if self.give_pre_end:
             return h
-        h = self.conv_out(nonlinearity(self.norm_out(h)))
+        h = self.conv_out(normed(h, self.norm_out))
         return torch.tanh(h) if self.tanh_out else h
 
 
@@ -314,7 +315,7 @@ class Model(nn.Module):
                 h = stage.step(index, torch.cat([h, kept.pop()], dim=1), temb)
             if level > 0:
                 h = stage.upsample(h)
-        return self.conv_out(nonlinearity(self.norm_out(h)))
+        return self.conv_out(normed(h, self.norm_out))
 
     def get_last_layer(self) -> nn.Parameter:
         return self.conv_out.weight

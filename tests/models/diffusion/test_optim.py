@@ -1,8 +1,11 @@
 """Who trains, and at what rate."""
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -139,6 +142,47 @@ def test_the_optimiser_can_be_chosen_and_its_state_holds_plain_values():
     torch.serialization.save(optimizer.state_dict(), buffer := io.BytesIO())
     buffer.seek(0)
     assert torch.load(buffer, weights_only=True)["param_groups"][0]["lr"] == 5.0e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "state_per_value"),
+    [
+        (None, 2.0),
+        ({"target": "torch.optim.SGD"}, 0.0),
+        ({"target": "torch.optim.Adafactor"}, 0.35),          # a row and a column of each matrix, a value each of the small rest
+    ],
+    ids=["AdamW", "SGD", "Adafactor"],
+)
+def test_an_optimiser_with_less_state_can_be_chosen(config, state_per_value):
+    model = ready(latent_diffusion(personalization_config=WORDS, unfreeze_model=True, model_lr=1.0e-4, optimizer_config=config))
+    optimizer = model.configure_optimizers()
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    before = [parameter.detach().clone() for parameter in trained]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(not torch.equal(was, now) for was, now in zip(before, trained, strict=True))
+    kept = sum(value.numel() for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor) and value.ndim)
+    assert kept <= state_per_value * sum(parameter.numel() for parameter in trained)
+    assert [group["lr"] for group in optimizer.param_groups] == [5.0e-5, 1.0e-4]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_an_optimiser_of_a_library_that_is_absent_is_refused_by_its_name():
+    model = ready(latent_diffusion(optimizer_config={"target": "bitsandbytes.optim.AdamW8bit"}))
+    with pytest.raises(ValueError, match=r"bitsandbytes.optim.AdamW8bit.*the package bitsandbytes is not installed"):
+        model.configure_optimizers()
+
+
+def test_an_optimiser_of_a_library_that_is_there_is_built_with_the_groups_and_rates(monkeypatch):
+    library = types.ModuleType("bitsandbytes.optim")
+    library.AdamW8bit = type("AdamW8bit", (torch.optim.AdamW,), {})
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", library)
+    config = {"target": "bitsandbytes.optim.AdamW8bit", "params": {"weight_decay": 0.02}}
+    optimizer = ready(latent_diffusion(personalization_config=WORDS, unfreeze_model=True, model_lr=1.0e-4, optimizer_config=config)).configure_optimizers()
+    assert type(optimizer) is library.AdamW8bit
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(5.0e-5, 0.02), (1.0e-4, 0.02)]
 
 
 def test_a_schedule_is_attached_for_each_step():

@@ -221,6 +221,22 @@ def test_autocast_trains_in_bfloat16_near_the_float32_gradients():
     assert torch.cosine_similarity(rough_gradient, exact_gradient, dim=0) > 0.99
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["unfrozen", "frozen"])
+def test_checkpointing_under_autocast_gives_the_same_gradients(frozen):
+    """A26: with 16-bit training, computing again has to happen in 16 bits too, whether the weights learn or only what comes in by the context."""
+    gradients = []
+    for use_checkpoint in (False, True):
+        model, inputs = loud_unet(**TEXT, use_checkpoint=use_checkpoint).requires_grad_(not frozen), batch()
+        inputs["context"].requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**inputs).float().square().mean()
+        loss.backward()                                       # outside, as Lightning does
+        gradients.append([inputs["context"].grad, *(parameter.grad for parameter in model.parameters() if not frozen)])
+    for plain, again in zip(*gradients, strict=True):
+        assert plain.any() and plain.dtype == torch.float32
+        torch.testing.assert_close(again, plain, rtol=0.0, atol=1e-5 * plain.abs().max().item())
+
+
 @pytest.mark.parametrize("convert", [UNetModel.convert_to_fp16, UNetModel.bfloat16])
 def test_half_precision_weights_predict_nearly_the_same(convert):
     model, inputs = loud_unet(**TEXT, num_classes=3).eval(), batch(classes=3)

@@ -1,0 +1,62 @@
+"""Training with less memory through the command: in 16 bits, on the small shipped model and its configs, and with lighter optimisers."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ldm.training import plan
+from tests.golden.case import REPOSITORY
+from tests.training import tiny, toy
+
+SMALL_MODEL = REPOSITORY / "assets" / "characters" / "model.safetensors"
+QUICK = ["data.params.batch_size=2", "lightning.callbacks.image_logger.params.disabled=true", "lightning.trainer.limit_val_batches=0"]
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["finetune_unfrozen", "finetune_unfrozen_reg"])
+def test_the_small_model_trains_in_bfloat16_as_in_float32(train, tmp_path, name):
+    pictures = tiny.photos(tmp_path / "photos")
+    words = ["--actual_resume", str(SMALL_MODEL), "--data_root", str(pictures), "--init_word", "character", "--max_steps", "2", *QUICK]
+    config = OmegaConf.load(REPOSITORY / "configs" / "characters" / f"{name}.yaml")
+    if name.endswith("_reg"):
+        term = config.model.params.regularization_config.params
+        term.latents_config.params.parts[0].params = {"samples": 2, "ddim_steps": 2}
+        term.teacher_config.params = {**term.teacher_config.get("params", {}), "noisings": 1, "cache_dir": str(tmp_path / "cache")}
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    losses = {}
+    for precision in ("32", "bf16-mixed"):
+        ran = train(None, "-b", str(tmp_path / "config.yaml"), "-l", str(tmp_path / precision), "--precision", precision, *words)
+        assert ran.code == 0, ran.out
+        (folder,) = (tmp_path / precision).iterdir()
+        losses[precision] = [line["train/loss_original_step" if "train/loss_original_step" in line else "train/loss_step"] for line in logged(folder)[:2]]
+        saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
+    assert losses["bf16-mixed"] == pytest.approx(losses["32"], rel=0.05)
+    assert losses["bf16-mixed"] != losses["32"]
+
+
+def test_float16_on_the_cpu_is_one_message_and_leaves_nothing(train):
+    ran = train(toy.config(), "--precision", "16-mixed")
+    assert ran.code == 1 and ran.folder is None and "Traceback" not in ran.out
+    assert "--precision 16-mixed: a CPU trains in float32 or bfloat16" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("target", "params", "bytes_per_value"), [("AdamW", {}, 8), ("SGD", {}, 0), ("SGD", {"momentum": 0.9}, 4), ("Adafactor", {}, 0)], ids=str
+)
+def test_the_announced_size_of_the_checkpoint_is_that_of_the_chosen_optimisers_state(target, params, bytes_per_value):
+    network = torch.nn.Linear(512, 512)
+    optimizer = getattr(torch.optim, target)(network.parameters(), lr=0.1, **params)
+    network(torch.ones(1, 512)).sum().backward()
+    optimizer.step()
+    kept = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor))
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    assert plan.checkpoint_bytes(network, [optimizer]) == weights + bytes_per_value * weights // 4
+    assert plan.checkpoint_bytes(network, [optimizer]) == pytest.approx(weights + kept, rel=0.02)
