@@ -64,6 +64,7 @@ def forecast(drawn: Sketch, *, model: pl.LightningModule, batch: Callable[[], An
     from; precision, callbacks, folder, device: the run's; processes: of this machine that train together.
     """
     twin, why_not, need, state = drawn.model, drawn.why_not, None, None
+    before = memory.resident() or 0
     on_disk = disk.saved_weights(twin if twin is not None else model, base if twin is not None else None)
     if twin is not None:
         twin.learning_rate = getattr(model, "learning_rate", None)
@@ -73,14 +74,16 @@ def forecast(drawn: Sketch, *, model: pl.LightningModule, batch: Callable[[], An
         except Exception as error:  # noqa: BLE001 (see above)
             why_not = reason(error)
             logger.debug("no estimate of memory", exc_info=True)
+    rehearsed = (memory.resident() or 0) - before              # what torch loads for it, which stays
+    process = (drawn.process or 0) + max(0, rehearsed)
     if state is None:
         state = disk.state_bytes(optimizers_of(model.configure_optimizers()))
     files = disk.files(on_disk, state, callbacks)
-    lines = memory_lines(need, why_not, device, drawn.process or 0, processes)
+    lines = memory_lines(need, why_not, device, process, processes)
     shortage = None
     room = memory.available(device) if need is not None else None
     if room is not None:
-        wanted = total(need, device, drawn.process or 0) * (processes if device.type == "cpu" else 1)
+        wanted = total(need, device, process) * (processes if device.type == "cpu" else 1)
         if wanted > room:
             where = "the card" if device.type == "cuda" else "this machine"
             shortage = f"memory: about {in_gib(wanted)} will be needed and {where} has {in_gib(room)} free: {saving(need)}"
