@@ -1,7 +1,7 @@
 """Names of tensors: which may be absent anywhere, which go by two names, and what a set of names says about the model it belongs to."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,6 +111,19 @@ def family(shapes: Mapping[str, torch.Size]) -> Family:
     if width is None and not any("diffusion_model." in key for key in shapes) and any("encoder.conv_in" in key for key in shapes):
         return Family("a first stage", None, None)
     return Family("a latent diffusion model", width, None)
+
+
+def by_group(keys: Iterable[str]) -> dict[str, list[str]]:
+    """The keys by their first name: model, first_stage_model, …; "" for tensors of the model itself, its noise tables."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(key.partition(".")[0] if "." in key else "", []).append(key)
+    return groups
+
+
+def counted(name: str, keys: Sequence[str], shown: int = 2) -> str:
+    """A group in words: its name, how many keys, and the first few of them."""
+    return f"{name or 'tables and numbers'} {len(keys)} ({listing(keys, shown)})"
 
 
 def listing(keys: Iterable[str], shown: int = 5) -> str:

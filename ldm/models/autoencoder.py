@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
+from ldm.checkpoints.construction import weights_to_come
 from ldm.models.first_stage import FirstStage
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
@@ -54,11 +55,12 @@ class AutoencoderKL(FirstStage):
         if not ddconfig.get("double_z", True):
             raise ValueError("ddconfig.double_z is false; AutoencoderKL needs true: its encoder gives means and log-variances")
         self.image_key = image_key
-        self.encoder = Encoder(**ddconfig)
-        self.decoder = Decoder(**ddconfig)
-        self.set_up_loss(lossconfig, scheduler_config=scheduler_config, optimizer_config=optimizer_config, perceptual_ckpt=perceptual_ckpt)
-        self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, kernel_size=1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
+        with weights_to_come(self.file_has_all_weights(ckpt_path, ignore_keys)):
+            self.encoder = Encoder(**ddconfig)
+            self.decoder = Decoder(**ddconfig)
+            self.set_up_loss(lossconfig, scheduler_config=scheduler_config, optimizer_config=optimizer_config, perceptual_ckpt=perceptual_ckpt)
+            self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, kernel_size=1)
+            self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
         self.embed_dim = embed_dim
         self.set_up_colours(colorize_nlabels)
         if monitor is not None:
@@ -138,12 +140,13 @@ class VQModel(FirstStage):
         self.embed_dim = embed_dim
         self.n_embed = n_embed
         self.image_key = image_key
-        self.encoder = Encoder(**ddconfig)
-        self.decoder = Decoder(**ddconfig)
-        self.set_up_loss(lossconfig, scheduler_config=scheduler_config, optimizer_config=optimizer_config, perceptual_ckpt=perceptual_ckpt)
-        self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=COMMITMENT_WEIGHT, remap=remap, sane_index_shape=sane_index_shape)
-        self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, kernel_size=1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
+        with weights_to_come(self.file_has_all_weights(ckpt_path, ignore_keys)):
+            self.encoder = Encoder(**ddconfig)
+            self.decoder = Decoder(**ddconfig)
+            self.set_up_loss(lossconfig, scheduler_config=scheduler_config, optimizer_config=optimizer_config, perceptual_ckpt=perceptual_ckpt)
+            self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=COMMITMENT_WEIGHT, remap=remap, sane_index_shape=sane_index_shape)
+            self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, kernel_size=1)
+            self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], kernel_size=1)
         self.set_up_colours(colorize_nlabels)
         if monitor is not None:
             self.monitor = monitor

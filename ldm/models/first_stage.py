@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.checkpoints import load_weights, read_state_dict
+from ldm.checkpoints import load_tensors, read_state_dict
+from ldm.checkpoints.construction import weights_at_hand
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.adversarial import AUTOENCODER, DISCRIMINATOR
 from ldm.modules.losses.contperceptual import DummyLoss
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 OWN_LOSSES = {"taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"}
 # Averages and the loss's networks come with a training checkpoint and are of no use to who only encodes and decodes.
 OF_TRAINING_ONLY = ("loss.", "model_ema.")
+AS_A_PART = "first_stage_model."
 
 
 class FirstStage(pl.LightningModule):
@@ -69,7 +71,8 @@ class FirstStage(pl.LightningModule):
         config = dict(lossconfig)
         if config.get("target") in OWN_LOSSES:
             config["target"] = OWN_LOSSES[config["target"]]
-        self.loss = instantiate_from_config(config)
+        with weights_at_hand():  # a checkpoint need not have the loss's networks
+            self.loss = instantiate_from_config(config)
         paths = [perceptual_ckpt] if isinstance(perceptual_ckpt, str) else perceptual_ckpt
         if paths and not hasattr(self.loss, "perceptual_loss"):
             raise ValueError(f"perceptual_ckpt is given but {type(self.loss).__name__} (lossconfig) does not use LPIPS; leave it out")
@@ -81,7 +84,7 @@ class FirstStage(pl.LightningModule):
 
     def set_up_weights(self, ckpt_path: str | None, ignore_keys: Sequence[str], *, use_ema: bool, ema_decay: float) -> None:
         """Start the weight average, then load weights; the last thing that a constructor does."""
-        self.use_ema = use_ema
+        self.use_ema, self.ema_decay = use_ema, ema_decay
         if use_ema:
             self.model_ema = LitEma(self, ema_decay)
         if ckpt_path is not None:
@@ -96,16 +99,22 @@ class FirstStage(pl.LightningModule):
         """Steps of the autoencoder's optimiser so far; `global_step` counts those of both."""
         return self.global_step // (2 if self.has_discriminator else 1)
 
+    def file_has_all_weights(self, ckpt_path: str | None, ignore_keys: Sequence[str]) -> bool:
+        """Whether parameters need no values before `init_from_ckpt`; an override of that may load less than all, or need them."""
+        return ckpt_path is not None and not ignore_keys and type(self).init_from_ckpt is FirstStage.init_from_ckpt
+
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights; keys of the file that begin with an entry of `ignore_keys` are left out.
 
-        A file without averages starts them at its weights. Raises what `load_weights` raises.
+        The file may be a first stage's own, or hold one below `first_stage_model.`, as a diffusion model's does. A file without averages starts
+        them at its weights. Raises what `load_tensors` raises.
         """
-        own_may_miss = (*OF_TRAINING_ONLY, *ignore_keys)
-        report = load_weights(self, path, ignore_prefixes=tuple(ignore_keys), may_miss=own_may_miss, may_be_unexpected=OF_TRAINING_ONLY)
-        logger.info("loaded %s: %s", path, report.summary())
+        tensors = read_state_dict(path)
+        below = AS_A_PART if any(key.startswith(AS_A_PART) for key in tensors) else None
+        report = load_tensors(self, tensors, source=str(path), ignore_prefixes=tuple(ignore_keys), may_miss=(*OF_TRAINING_ONLY, *ignore_keys),
+                              may_be_unexpected=OF_TRAINING_ONLY, only_prefix=below)
         if self.use_ema and any(key.startswith("model_ema.") for key in report.missed):
-            self.model_ema.restart(self)
+            self.model_ema = LitEma(self, self.ema_decay)
 
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:

@@ -34,6 +34,7 @@ PARTS = {
     "ldm.models.diffusion.tiles": "samplers",
     "ldm.models.diffusion.optim": "samplers",
     "ldm.models.diffusion.frozen_base": "ddpm",
+    "ldm.models.diffusion.own_files": "ddpm",
     "ldm.models.diffusion.pixels": "ddpm",
     "ldm.models.diffusion.ddpm": "ddpm",
     "ldm.models.diffusion.regularized": "regularized",
@@ -62,6 +63,7 @@ BESIDE_THE_CHAIN = {
 EXCEPTIONS = {
     ("ldm.modules.embedding_manager", "ldm.checkpoints"): "save and load are methods of the manager, the format of the file is not",
     ("ldm.models.first_stage", "ldm.checkpoints"): "a first stage is built with ckpt_path, like ddpm",
+    ("ldm.models.autoencoder", "ldm.checkpoints.construction"): "and without weights where the file has them",
     ("ldm.evaluation", "ldm.training.compose"): "a report reads a run's yaml files as the run itself composed them",
     ("ldm.checkpoints", "ldm.regularization.bank"): "the one function that hashes tensors; the island may import nothing of ours",
 }

@@ -17,9 +17,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from ldm.checkpoints import LoadReport, load_weights
+from ldm.checkpoints.construction import weights_to_come
 from ldm.checkpoints.keys import NOTES
 from ldm.models.autoencoder import VQModelInterface
-from ldm.models.diffusion import ancestral, conditioning, frozen_base, noise_schedule, previews, tiles
+from ldm.models.diffusion import ancestral, conditioning, frozen_base, noise_schedule, own_files, previews, tiles
 from ldm.models.diffusion.conditioning import DiffusionWrapper
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.optim import ParameterPlan, Parts, disabled_train, freeze, with_schedule
@@ -63,7 +64,8 @@ class LatentDiffusion(DDPM):
         if cond_stage_config == "__is_unconditional__":
             conditioning_key = None
         ckpt_path, ignore_keys = kwargs.pop("ckpt_path", None), kwargs.pop("ignore_keys", ())
-        super().__init__(*args, conditioning_key=conditioning_key, **kwargs)
+        with weights_to_come(self._file_has_all_weights(ckpt_path, ignore_keys)):
+            super().__init__(*args, conditioning_key=conditioning_key, **kwargs)
         if scale_by_std and scale_factor != 1.0:
             raise ValueError(f"scale_by_std works out scale_factor from the first batch, but scale_factor is {scale_factor}: leave one of them out")
         if self.use_positional_encodings:
@@ -80,14 +82,17 @@ class LatentDiffusion(DDPM):
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
             self.scale_factor = scale_factor
-        self.instantiate_first_stage(first_stage_config)
-        self.instantiate_cond_stage(cond_stage_config)
+        parts = {"first_stage_model.": first_stage_config, "cond_stage_model.": cond_stage_config}
+        self.parts_with_weights = tuple(part for part, config in parts.items() if own_files.weights(config))
+        with weights_to_come(self._file_has_all_weights(ckpt_path, ignore_keys)):
+            self.instantiate_first_stage(first_stage_config)
+            self.instantiate_cond_stage(cond_stage_config)
         self.base_checkpoint, self.restarted_from_ckpt, self._hash_of_base = ckpt_path, ckpt_path is not None, None
         report = self.init_from_ckpt(ckpt_path, ignore_keys) if ckpt_path is not None else None
         self.embedding_manager = None
         if personalization_config is not None:
             self.embedding_manager = self.instantiate_embedding_manager(personalization_config, self.cond_stage_model)
-            if report is not None and not _words_file(personalization_config):
+            if report is not None and not own_files.words(personalization_config):
                 self._load_words(report)
         if self.adapters is not None:  # last, so that everything before meets the base under its own names
             self.adapters.attach({"model": self.model, "cond_stage_model": self.cond_stage_model})
@@ -96,7 +101,7 @@ class LatentDiffusion(DDPM):
     # -- parts ---------------------------------------------------------------------------------------------------------------------
 
     def instantiate_first_stage(self, config: Any) -> None:
-        self.first_stage_model = instantiate_from_config(config)
+        self.first_stage_model = own_files.built(config)
         freeze(self.first_stage_model)
         width = getattr(self.first_stage_model, "embed_dim", self.channels)
         if width != self.channels:
@@ -106,14 +111,14 @@ class LatentDiffusion(DDPM):
         marked = isinstance(config, str)
         if marked and self.cond_stage_trainable:
             raise ValueError(f"cond_stage_config {config} has nothing of its own to train: set cond_stage_trainable to false")
-        self.cond_stage_model = self.first_stage_model if config == "__is_first_stage__" else instantiate_from_config(config)
+        self.cond_stage_model = self.first_stage_model if config == "__is_first_stage__" else own_files.built(config)
         if not marked and not self.cond_stage_trainable:
             freeze(self.cond_stage_model)
 
     def instantiate_embedding_manager(self, config: Any, embedder: Any) -> Any:
         manager = instantiate_from_config(config, embedder=embedder)
-        if _words_file(config):
-            manager.load(_words_file(config), strict_counts=True)
+        if own_files.words(config):
+            manager.load(own_files.words(config), strict_counts=True)
         return manager
 
     def _adapters(self, config: Any, encoder_has_gradients: bool) -> Any:
@@ -473,10 +478,6 @@ class LatentDiffusion(DDPM):
     get_weighting = staticmethod(tiles.weights)
     get_fold_unfold = staticmethod(tiles.tiling)
     _rescale_annotations = staticmethod(conditioning.rescaled_boxes)
-
-
-def _words_file(personalization_config: Any) -> str | None:
-    return (personalization_config.get("params") or {}).get("embedding_manager_ckpt") or None
 
 
 class Layout2ImgDiffusion(LatentDiffusion):

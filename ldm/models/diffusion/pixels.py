@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoints import LoadReport, load_weights
+from ldm.checkpoints.construction import weights_at_hand, weights_to_come
+from ldm.checkpoints.keys import starts_with
 from ldm.models.diffusion import ancestral, noise_schedule, objective, previews
 from ldm.models.diffusion.conditioning import DiffusionWrapper
 from ldm.models.diffusion.optim import Group, ParameterPlan, with_schedule
@@ -40,6 +42,7 @@ class DDPM(pl.LightningModule):
     """
 
     learning_rate: float | None = None
+    parts_with_weights: tuple[str, ...] = ()  # prefixes of parts that their configs name weights for, so that a checkpoint may lack them
 
     def __init__(
         self, unet_config: Mapping[str, Any], timesteps: int = 1000, beta_schedule: str = "linear", loss_type: str = "l2", ckpt_path: str | None = None,
@@ -59,18 +62,20 @@ class DDPM(pl.LightningModule):
         self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
         self.log_every_t, self.clip_denoised, self.v_posterior = log_every_t, clip_denoised, v_posterior
         self.use_positional_encodings, self.cond_stage_model, self.trust_pickle = use_positional_encodings, None, trust_pickle
-        self.model = DiffusionWrapper(unet_config, conditioning_key)
-        count_params(self.model, verbose=True)
         self.use_ema, self.ema_decay = use_ema, ema_decay
-        if use_ema:
-            self.model_ema = LitEma(self.model, decay=ema_decay)
+        with weights_to_come(self._file_has_all_weights(ckpt_path, ignore_keys)):
+            self.model = DiffusionWrapper(unet_config, conditioning_key)
+            if use_ema:
+                self.model_ema = LitEma(self.model, decay=ema_decay)
+        count_params(self.model, verbose=True)
         if monitor is not None:
             self.monitor = monitor
         self.register_schedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         self.learn_logvar = learn_logvar
         self.logvar = torch.full((self.num_timesteps,), float(logvar_init))
         if learn_logvar:
-            self.logvar = nn.Parameter(self.logvar)
+            with weights_at_hand():
+                self.logvar = nn.Parameter(self.logvar)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys, only_model=load_only_unet)
 
@@ -121,11 +126,22 @@ class DDPM(pl.LightningModule):
             self.model_ema.restore(self.model.parameters())
             logger.debug("%s: training weights again", context)
 
+    def _file_has_all_weights(self, ckpt_path: str | None, ignore_keys: Sequence[str]) -> bool:
+        # An override may load less than all, or copy into parameters that must have data.
+        return ckpt_path is not None and not ignore_keys and type(self).init_from_ckpt is DDPM.init_from_ckpt
+
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False) -> LoadReport:
-        """Load weights, all or (only_model) the network's; averages that the file lacks begin at the weights loaded."""
+        """Load weights, all or (only_model) the network's; averages that the file lacks begin at the weights loaded.
+
+        Of a part that has weights of its own and is in the file too, the file's count; unless ignore_keys names the part.
+        """
         ignored = tuple(ignore_keys)
-        report = load_weights(self, path, ignore_prefixes=ignored, may_miss=(*OPTIONAL_WEIGHTS, *ignored), may_be_unexpected=OPTIONAL_WEIGHTS,
-                              only_prefix="model." if only_model else None, trust_pickle=self.trust_pickle)
+        report = load_weights(self, path, ignore_prefixes=ignored, may_miss=(*OPTIONAL_WEIGHTS, *self.parts_with_weights, *ignored),
+                              may_be_unexpected=OPTIONAL_WEIGHTS, only_prefix="model." if only_model else None,
+                              computed=noise_schedule.Tables._fields, trust_pickle=self.trust_pickle)
+        for part in self.parts_with_weights:
+            if not only_model and not starts_with(part, ignored) and not any(key.startswith(part) for key in report.missed):
+                logger.info("%s: taken from %s, in the place of the weights that its own config names. To keep those: ignore_keys: [%s]", part, path, part)
         if self.use_ema and any(key.startswith("model_ema.") for key in report.missed):
             self.model_ema = LitEma(self.model, decay=self.ema_decay)
         return report
