@@ -7,6 +7,7 @@ import torch
 
 # What Lightning 1 called accelerators, and configs saved then still do.
 STRATEGIES = ("ddp", "ddp_spawn")
+BFLOAT16_SINCE = 8                                             # compute capability of Ampere
 NO_GPU = (None, "", 0, "0", [], False)
 
 
@@ -33,6 +34,21 @@ def chosen_devices(trainer_config: dict[str, Any]) -> dict[str, Any]:
     if gpus in NO_GPU:
         return {**config, "accelerator": "cpu", "devices": 1}
     return {**config, "accelerator": "gpu", "devices": checked_cards(gpus)}
+
+
+def check_precision(trainer_config: dict[str, Any]) -> None:
+    """Raises ValueError for a precision that the chosen device cannot compute in; whether it is one at all, the Trainer says."""
+    precision, accelerator = str(trainer_config.get("precision")), trainer_config.get("accelerator")
+    if accelerator == "cpu" and precision in ("16", "16-mixed"):
+        raise ValueError(f"--precision {precision}: a CPU does not train in half precision (fp16). Take --precision bf16-mixed, or leave the flag out (fp32)")
+    if accelerator in ("gpu", "cuda") and precision.startswith("bf16"):
+        devices = trainer_config.get("devices")
+        cards = devices if isinstance(devices, list) else range(devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count())
+        for card in cards:
+            major, minor = torch.cuda.get_device_capability(card)
+            if major < BFLOAT16_SINCE:
+                raise ValueError(f"--precision {precision}: card {card} ({torch.cuda.get_device_name(card)}) has compute capability {major}.{minor} and "
+                                 f"computes in bfloat16 only from {BFLOAT16_SINCE}.0 on. Take --precision 16-mixed, or leave the flag out (fp32)")
 
 
 def checked_cards(gpus: Any) -> list[int] | int:

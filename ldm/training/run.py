@@ -8,6 +8,7 @@ import os
 import pdb
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ldm.checkpoints.reading import trusting_pickles
 from ldm.training import arguments, compose, disk, forecast, memory, plan, preflight
 from ldm.training.assembly import build_trainer
-from ldm.training.devices import chosen_devices, device_name
+from ldm.training.devices import check_precision, chosen_devices, device_name
 from ldm.training.model import set_learning_rate
 from ldm.training.optimizers import optimizers_of
 from ldm.training.run_folder import RunFolder, is_first, new_run, resumed_run
@@ -89,6 +90,7 @@ def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
     preflight.check(config, folder)
     project, lightning = compose.split(config)
     trainer = chosen_devices({**compose.as_plain(lightning.get("trainer") or {}), **given_trainer})
+    check_precision(trainer)
     if opt.train and all(trainer.get(limit) in NO_LIMIT for limit in LIMITS):
         raise ValueError("nothing says how long to train: give --max_steps N (or lightning.trainer.max_steps in the config)")
     lightning = OmegaConf.merge(lightning, {"trainer": given_trainer})
@@ -113,9 +115,11 @@ def execute(opt: argparse.Namespace, run: Run) -> None:
         logger.info("dry run: nothing was trained or written")
         return
     run.folder.create()
+    debugging = opt.debug and not opt.resume                   # then the folder ends elsewhere
+    ends_in = run.folder.path.parent / "debug_runs" / run.folder.path.name if debugging else run.folder.path
     try:
         if opt.train:
-            fit(trainer, model, data, run)
+            fit(trainer, model, data, run, ends_in)
         if not opt.no_test:
             test(trainer, model, data, trained=opt.train)
     except Exception:
@@ -123,14 +127,15 @@ def execute(opt: argparse.Namespace, run: Run) -> None:
             pdb.post_mortem()
         raise
     finally:
-        if opt.debug and not opt.resume and trainer.is_global_zero:
-            move_to_debug_runs(run.folder.path)
+        if debugging and trainer.is_global_zero:
+            ends_in.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(run.folder.path, ends_in)
     if opt.train:
-        say_results(run.folder, trainer.global_step)
+        say_results(replace(run.folder, path=ends_in), trainer.global_step)
 
 
-def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: Run) -> None:
-    """Trains. Raises Stopped where Ctrl-C ended it."""
+def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: Run, ends_in: Path) -> None:
+    """Trains. Raises Stopped, naming the folder in which the run ends, where Ctrl-C ended it."""
     if hasattr(model, "take_over"):                            # a first stage with a discriminator steps its two optimisers itself
         model.take_over(trainer)
     try:
@@ -141,8 +146,8 @@ def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataMo
             raise
         last = run.folder.checkpoints / "last.ckpt"
         if not last.exists():
-            raise Stopped(f"before the first step; {run.folder.path} holds no checkpoint") from end
-        raise Stopped(f"at step {trainer.global_step}; go on with: python main.py -t -r {run.folder.path}") from end
+            raise Stopped(f"before the first step; {ends_in} holds no checkpoint") from end
+        raise Stopped(f"at step {trainer.global_step}; go on with: python main.py -t -r {ends_in}") from end
 
 
 def test(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, *, trained: bool) -> None:
@@ -209,13 +214,6 @@ def say_results(folder: RunFolder, steps: int) -> None:
     ):
         if path.exists():
             logger.info("  %-28s %s", path.relative_to(folder.path), what)
-
-
-def move_to_debug_runs(path: Path) -> None:
-    """LOGDIR/NAME → LOGDIR/debug_runs/NAME."""
-    target = path.parent / "debug_runs" / path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(path, target)
 
 
 def quieten() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.training.devices import chosen_devices
+from ldm.training.devices import check_precision, chosen_devices
 
 
 @pytest.fixture(params=[0, 2], ids=["no GPU", "two GPUs"])
@@ -62,3 +62,19 @@ def test_words_that_are_no_cards_are_explained(cards):
 def test_accelerators_of_old_lightning_that_are_strategies_today(cards, name):
     """Configs saved by runs of the original say `accelerator: ddp`."""
     assert chosen_devices({"gpus": 0, "accelerator": name}) == {"accelerator": "cpu", "devices": 1, "strategy": name}
+
+
+def test_half_precision_on_a_cpu_is_refused_with_what_fits(cards):
+    with pytest.raises(ValueError, match="--precision 16-mixed: a CPU does not .* bf16-mixed"):
+        check_precision({"accelerator": "cpu", "precision": "16-mixed"})
+    check_precision({"accelerator": "cpu", "precision": "bf16-mixed"})
+    check_precision({"accelerator": "cpu"})
+
+
+@pytest.mark.parametrize("devices", [[1], 2])
+def test_bfloat16_on_a_card_that_lacks_it_is_refused_with_the_card(monkeypatch, devices):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (8, 0) if card == 0 else (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "Tesla T4")
+    with pytest.raises(ValueError, match=r"card 1 \(Tesla T4\) has compute capability 7.5 .* 16-mixed"):
+        check_precision({"accelerator": "gpu", "devices": devices, "precision": "bf16-mixed"})
+    check_precision({"accelerator": "gpu", "devices": [0], "precision": "bf16-mixed"})
