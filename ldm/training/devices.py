@@ -1,13 +1,15 @@
-"""What `--gpus`, `--accelerator` and `--devices` mean, and which device a run then uses."""
+"""What `--gpus`, `--accelerator` and `--devices` mean, which device a run then uses, and whether it can compute in the `--precision` asked for."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 # What Lightning 1 called accelerators, and configs saved then still do.
 STRATEGIES = ("ddp", "ddp_spawn")
-BFLOAT16_SINCE = 8                                             # compute capability of Ampere
+# Lightning's names of precisions, those of before version 2 among them.
+FLOAT16, BFLOAT16 = ("16", "16-mixed", "16-true"), ("bf16", "bf16-mixed", "bf16-true")
 NO_GPU = (None, "", 0, "0", [], False)
 
 
@@ -36,19 +38,18 @@ def chosen_devices(trainer_config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "accelerator": "gpu", "devices": checked_cards(gpus)}
 
 
-def check_precision(trainer_config: dict[str, Any]) -> None:
-    """Raises ValueError for a precision that the chosen device cannot compute in; whether it is one at all, the Trainer says."""
-    precision, accelerator = str(trainer_config.get("precision")), trainer_config.get("accelerator")
-    if accelerator == "cpu" and precision in ("16", "16-mixed"):
-        raise ValueError(f"--precision {precision}: a CPU does not train in half precision (fp16). Take --precision bf16-mixed, or leave the flag out (fp32)")
-    if accelerator in ("gpu", "cuda") and precision.startswith("bf16"):
-        devices = trainer_config.get("devices")
-        cards = devices if isinstance(devices, list) else range(devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count())
-        for card in cards:
-            major, minor = torch.cuda.get_device_capability(card)
-            if major < BFLOAT16_SINCE:
-                raise ValueError(f"--precision {precision}: card {card} ({torch.cuda.get_device_name(card)}) has compute capability {major}.{minor} and "
-                                 f"computes in bfloat16 only from {BFLOAT16_SINCE}.0 on. Take --precision 16-mixed, or leave the flag out (fp32)")
+def check_precision(trainer_config: Mapping[str, Any]) -> None:
+    """The chosen device computes in the precision asked for. Raises ValueError; Lightning would quietly take another one.
+
+    trainer_config: with `accelerator`, as `chosen_devices` returns it, and `precision`, if given. Names that Lightning does not know are left to it.
+    """
+    given = trainer_config.get("precision")
+    precision = str(given)
+    if trainer_config.get("accelerator") == "cpu" and precision in FLOAT16:
+        raise ValueError(f"--precision {given}: a CPU trains in float32 or bfloat16, not in float16. Take --precision bf16-mixed, leave the flag out, "
+                         "or train on a GPU (--gpus 0,).")
+    if trainer_config.get("accelerator") in ("gpu", "cuda") and precision in BFLOAT16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"--precision {given}: this GPU does not compute in bfloat16. Take --precision 16-mixed, or leave the flag out.")
 
 
 def checked_cards(gpus: Any) -> list[int] | int:

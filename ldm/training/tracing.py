@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from ldm.util import instantiate_from_config
 
-FROM_FILES = ("ckpt_path", "embedding_manager_ckpt")
+# Of a model's section: files, and what would be done to a network that really runs.
+NOT_OF_A_TWIN = ("ckpt_path", "embedding_manager_ckpt", "compile")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -73,9 +74,9 @@ def twin(config: Mapping[str, Any]) -> nn.Module:
 
 
 def without_files(config: Any) -> Any:
-    """A copy of a config without the files that weights would be read from."""
+    """A copy of a config without the files that weights would be read from, and without compilation."""
     if isinstance(config, Mapping):
-        return {key: without_files(value) for key, value in config.items() if key not in FROM_FILES}
+        return {key: without_files(value) for key, value in config.items() if key not in NOT_OF_A_TWIN}
     return [without_files(value) for value in config] if isinstance(config, list) else deepcopy(config)
 
 

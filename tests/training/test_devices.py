@@ -64,17 +64,21 @@ def test_accelerators_of_old_lightning_that_are_strategies_today(cards, name):
     assert chosen_devices({"gpus": 0, "accelerator": name}) == {"accelerator": "cpu", "devices": 1, "strategy": name}
 
 
-def test_half_precision_on_a_cpu_is_refused_with_what_fits(cards):
-    with pytest.raises(ValueError, match="--precision 16-mixed: a CPU does not .* bf16-mixed"):
-        check_precision({"accelerator": "cpu", "precision": "16-mixed"})
-    check_precision({"accelerator": "cpu", "precision": "bf16-mixed"})
-    check_precision({"accelerator": "cpu"})
+@pytest.mark.parametrize("precision", [16, "16", "16-mixed", "16-true"])
+def test_float16_on_a_cpu_is_refused_with_what_it_can(precision):
+    with pytest.raises(ValueError, match=rf"--precision {precision}: a CPU .*bf16-mixed"):
+        check_precision({"accelerator": "cpu", "precision": precision})
+    check_precision({"accelerator": "gpu", "precision": precision})
 
 
-@pytest.mark.parametrize("devices", [[1], 2])
-def test_bfloat16_on_a_card_that_lacks_it_is_refused_with_the_card(monkeypatch, devices):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (8, 0) if card == 0 else (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "Tesla T4")
-    with pytest.raises(ValueError, match=r"card 1 \(Tesla T4\) has compute capability 7.5 .* 16-mixed"):
-        check_precision({"accelerator": "gpu", "devices": devices, "precision": "bf16-mixed"})
-    check_precision({"accelerator": "gpu", "devices": [0], "precision": "bf16-mixed"})
+def test_bfloat16_on_a_gpu_without_it_is_refused_with_what_it_can(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(ValueError, match="--precision bf16-mixed: this GPU .*16-mixed"):
+        check_precision({"accelerator": "gpu", "precision": "bf16-mixed"})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    check_precision({"accelerator": "gpu", "precision": "bf16-mixed"})
+
+
+@pytest.mark.parametrize("precision", [None, 32, "32-true", "bf16-mixed", "64-true"])
+def test_a_cpu_is_left_what_it_can(precision):
+    check_precision({"accelerator": "cpu", "precision": precision})
