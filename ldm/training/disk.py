@@ -96,5 +96,7 @@ def check_room(needed: Files, folder: Path) -> None:
 
 
 def in_gib(size: int) -> str:
-    """1.23 GiB; 45.6 MiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / MIB:.1f} MiB"
+    """1.23 GiB; 45.6 MiB; 7 KiB."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / MIB:.1f} MiB" if size >= MIB else f"{size / 1024:.0f} KiB"

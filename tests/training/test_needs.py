@@ -14,7 +14,7 @@ from ldm.training.tracing import LiveBytes, bytes_of
 from ldm.util import instantiate_from_config
 from tests.training import tiny, toy
 
-UNITS = {"MiB": 2**20, "GiB": 2**30}
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 FROZEN = {"unfreeze_model": False}
 TERM = {
     "target": "ldm.regularization.regularizer.LocalityRegularizer",
@@ -46,7 +46,7 @@ def need_of(model: dict, size: int = 2, precision: str = "32-true") -> memory.Ne
 
 def told(out: str, label: str, word: str = "about") -> float:
     """Bytes that a line of the plan names."""
-    number, unit = re.search(rf"{label} .*?{word} ([\d.]+) (MiB|GiB)", out).groups()
+    number, unit = re.search(rf"{label} .*?{word} ([\d.]+) (KiB|MiB|GiB)", out).groups()
     return float(number) * UNITS[unit]
 
 

@@ -85,11 +85,11 @@ def same(one: Left, two: Left) -> None:
         torch.testing.assert_close(two.weights[key], value, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("every", [1, 4])
-def test_two_processes_give_the_gradient_of_one_with_the_joint_batch_and_the_joint_probes(trained, every):
+@pytest.mark.parametrize(("every", "strategy"), [(1, "ddp"), (4, "ddp_find_unused_parameters_true")])
+def test_two_processes_give_the_gradient_of_one_with_the_joint_batch_and_the_joint_probes(trained, every, strategy):
     words = [f"{TERM}.weight_config.params.every={every}", "--max_steps", "4"]
     one = trained("finetune_unfrozen_reg", "Repeatable", *words)
-    two = trained("finetune_unfrozen_reg", "Repeatable", *words, "--strategy", "ddp", processes=2)
+    two = trained("finetune_unfrozen_reg", "Repeatable", *words, f"lightning.trainer.strategy={strategy}", processes=2)
     same(one, two)
     # the bank was made once and read by both; each process holds its own model on its own device, and neither two
     assert len(two.cache) == 2 and [name.split("-")[0] for name in two.cache] == [name.split("-")[0] for name in one.cache]
@@ -97,11 +97,10 @@ def test_two_processes_give_the_gradient_of_one_with_the_joint_batch_and_the_joi
     assert device_0 == device_1 == "cpu" and abs(int(peak_1) - int(peak_0)) <= 0.25 * int(peak_0)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
-def test_two_phases_in_two_processes_give_the_gradients_of_one(trained, strategy):
+def test_two_phases_in_two_processes_give_the_gradients_of_one(trained):
     """What DistributedDataParallel averages must follow what trains: it looks only once by itself."""
     words = ["lightning.callbacks.mode_swap.params.swap_step=2", "--limit_train_batches", "2", "--max_steps", "4"]
     one = trained("pivotal", "RepeatablePlain", *words)
-    two = trained("pivotal", "RepeatablePlain", *words, f"lightning.trainer.strategy={strategy}", processes=2)
+    two = trained("pivotal", "RepeatablePlain", *words, "--strategy", "ddp", processes=2)
     assert [len(gradients) for gradients in one.gradients[:2]] == [1, 1] and len(one.gradients[2]) > 100
     same(one, two)
