@@ -11,6 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 
+from ldm.training.processes import reduce_what_trains_now
+
 logger = logging.getLogger(__name__)
 
 # The callbacks that every run has, by the keys under which `lightning.callbacks` overrides them.
@@ -111,6 +113,7 @@ class ModeSwapCallback(Callback):
             pl_module.train_embeddings = self.train_embeddings_after
             optimizer = pl_module.configure_opt_model()
         trainer.strategy.optimizers = [optimizer]
+        reduce_what_trains_now(trainer, pl_module)
 
     def state_dict(self) -> dict[str, bool]:
         return {"embedding_only": self.is_frozen}

@@ -1,7 +1,8 @@
 """The first lines of a run: on what, which parameters at which rate, for how long, from what, to where."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,6 @@ import torch
 from torch import nn
 
 LABEL_WIDTH = 14
-ADAM_BYTES_PER_VALUE, ADAM_8BIT_BYTES_PER_VALUE = 8, 2         # two moments
 UNNAMED = "parameters"
 
 
@@ -23,6 +23,7 @@ class Facts(NamedTuple):
     base: str | None                 # weights that the model starts from
     resume_from: Path | None
     folder: Path
+    needs: Sequence[tuple[str, str]] = ()   # labelled: memory, disk
 
 
 class GroupLine(NamedTuple):
@@ -37,17 +38,6 @@ class GroupLine(NamedTuple):
         return f"{self.name}: {self.tensors} tensor{'s' if self.tensors != 1 else ''}, {in_words(self.values)} values at {self.rate:.3g}"
 
 
-def optimizers_of(configured: Any) -> list[torch.optim.Optimizer]:
-    """The optimisers in whatever `configure_optimizers` may return."""
-    if isinstance(configured, torch.optim.Optimizer):
-        return [configured]
-    if isinstance(configured, Mapping):
-        return [configured["optimizer"]]
-    if isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], (list, tuple)):
-        return list(configured[0])
-    return [optimizer for item in configured or () for optimizer in optimizers_of(item)]
-
-
 def groups(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> list[GroupLine]:
     """What each group trains, named by the parts of the model that its parameters belong to; the rate without a schedule's factor."""
     owner = {id(parameter): name.partition(".")[0] for name, parameter in model.named_parameters()}
@@ -57,21 +47,6 @@ def groups(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> lis
             parts = dict.fromkeys(owner.get(id(parameter), UNNAMED) for parameter in group["params"])
             lines.append(GroupLine(" + ".join(parts), len(group["params"]), sum(p.numel() for p in group["params"]), group.get("initial_lr", group["lr"])))
     return lines
-
-
-def checkpoint_bytes(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> int:
-    """About how large last.ckpt will be: the weights, and what the optimisers keep of each trained value."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return weights + sum(state_bytes(optimizer) * p.numel() for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes that an optimiser keeps of a trained value; of one that is not known here as of Adam."""
-    if isinstance(optimizer, torch.optim.SGD):
-        return 4 if any(group["momentum"] for group in optimizer.param_groups) else 0
-    if isinstance(optimizer, torch.optim.Adafactor):
-        return 0                                               # a row and a column of each matrix
-    return ADAM_8BIT_BYTES_PER_VALUE if type(optimizer).__name__.endswith("8bit") else ADAM_BYTES_PER_VALUE
 
 
 def regulariser(model: nn.Module) -> str:
@@ -94,7 +69,6 @@ def pictures(data: Any) -> str:
 
 def lines(model: pl.LightningModule, data: Any, facts: Facts, optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
     """The plan, one labelled line a fact."""
-    optimizers = list(optimizers)
     planned = groups(model, optimizers)
     trained = sum(line.values for line in planned)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -108,10 +82,18 @@ def lines(model: pl.LightningModule, data: Any, facts: Facts, optimizers: Iterab
         ("regulariser", regulariser(model)),
         ("data", pictures(data)),
         ("steps", facts.steps),
-        ("last.ckpt", f"about {checkpoint_bytes(model, optimizers) / 2**20:,.0f} MiB: weights and the optimiser's state"),
+        *facts.needs,
         ("results", str(facts.folder)),
     ]
     return [f"{label:<{LABEL_WIDTH}} {text}" for label, text in labelled]
+
+
+def batches_an_epoch(examples: int, devices: int, batch_size: int, limit: int | float | None) -> int:
+    """Batches of each process in an epoch; limit: Lightning's limit_train_batches, a number of batches or a share."""
+    batches = math.ceil(math.ceil(examples / devices) / batch_size)
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
 
 def in_words(count: int) -> str:

@@ -89,6 +89,7 @@ def check_sizes(plain: Mapping[str, Any]) -> None:
         if size % factor:
             below, above = size // factor * factor or factor, (size // factor + 1) * factor
             raise ValueError(f"{key} is {size}, which the first stage cannot divide by {factor}: take {below} or {above}")
+        check_halvings(key, size, factor, params.get("unet_config"))
         image_size = params.get("image_size")
         if latent and isinstance(image_size, int) and size // factor != image_size:
             pixels = " (that is the size in pixels; the size of the latents is wanted)" if image_size == size and factor > 1 else ""
@@ -96,6 +97,20 @@ def check_sizes(plain: Mapping[str, Any]) -> None:
                              f"is {size // factor}: set model.params.image_size: {size // factor}, or {key}: {image_size * factor}")
     if latent:
         check_channels(params)
+
+
+def check_halvings(key: str, size: int, factor: int, unet_config: Any) -> None:
+    """The network can halve pictures of this size as often as it does, and double them back to the same. Raises ValueError."""
+    if not isinstance(unet_config, Mapping) or not str(unet_config.get("target", "")).endswith("openaimodel.UNetModel"):
+        return
+    given = unet_config.get("params") or {}
+    levels = given.get("channel_mult") or signature_defaults(get_obj_from_str(unet_config["target"])).get("channel_mult") or (1,)
+    halvings = len(levels) - 1
+    wanted = factor * 2**halvings
+    if size % wanted:
+        below, above = size // wanted * wanted or wanted, (size // wanted + 1) * wanted
+        what = f"pictures of {size // factor} × {size // factor} latents" if factor > 1 else "pictures of that size"
+        raise ValueError(f"{key} is {size}: the network halves {what} {halvings} times, which takes multiples of {wanted} pixels: take {below} or {above}")
 
 
 def check_channels(params: Mapping[str, Any]) -> None:

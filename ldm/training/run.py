@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import pdb
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +19,12 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldm.checkpoints.reading import trusting_pickles
-from ldm.training import arguments, compose, plan, preflight
+from ldm.training import arguments, compose, disk, forecast, memory, plan, preflight
 from ldm.training.assembly import build_trainer
 from ldm.training.devices import check_precision, chosen_devices, device_name
 from ldm.training.model import set_learning_rate
-from ldm.training.run_folder import RunFolder, new_run, resumed_run
+from ldm.training.optimizers import optimizers_of
+from ldm.training.run_folder import RunFolder, is_first, new_run, resumed_run
 from ldm.training.validation import check_config
 from ldm.util import instantiate_from_config
 
@@ -97,20 +100,26 @@ def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
 def execute(opt: argparse.Namespace, run: Run) -> None:
     """Builds, says the plan, trains, tests, and says where the results are."""
     seed_everything(opt.seed, verbose=False)
-    model = instantiate_from_config(compose.as_plain(run.project.model))
+    config = compose.as_plain(run.project.model)
+    drawn = forecast.sketch(config) if is_first() else None    # the first process says the plan for all
+    model = forecast.built_without_memory(config) if opt.dry_run else instantiate_from_config(config)
     data = instantiate_from_config(compose.as_plain(run.project.data))
     data.setup()
     trainer = build_trainer(run.folder, run.project, run.lightning, run.trainer, getattr(model, "monitor", None))
     rate = set_learning_rate(model, run.project.model.base_learning_rate, batch_size=run.project.data.params.batch_size,
                              devices=trainer.num_devices * trainer.num_nodes, accumulate=trainer.accumulate_grad_batches, scale=opt.scale_lr)
-    say_plan(opt, run, trainer, model, data, rate)
+    needed = say_plan(opt, run, trainer, model, data, rate, drawn)
+    if needed is not None:
+        disk.check_room(needed.files, run.folder.path)
     if opt.dry_run:
         logger.info("dry run: nothing was trained or written")
         return
     run.folder.create()
+    debugging = opt.debug and not opt.resume                   # then the folder ends elsewhere
+    ends_in = run.folder.path.parent / "debug_runs" / run.folder.path.name if debugging else run.folder.path
     try:
         if opt.train:
-            fit(trainer, model, data, run)
+            fit(trainer, model, data, run, ends_in)
         if not opt.no_test:
             test(trainer, model, data, trained=opt.train)
     except Exception:
@@ -118,14 +127,15 @@ def execute(opt: argparse.Namespace, run: Run) -> None:
             pdb.post_mortem()
         raise
     finally:
-        if opt.debug and not opt.resume and trainer.is_global_zero:
-            move_to_debug_runs(run.folder.path)
+        if debugging and trainer.is_global_zero:
+            ends_in.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(run.folder.path, ends_in)
     if opt.train:
-        say_results(run.folder, trainer.global_step)
+        say_results(replace(run.folder, path=ends_in), trainer.global_step)
 
 
-def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: Run) -> None:
-    """Trains. Raises Stopped where Ctrl-C ended it."""
+def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: Run, ends_in: Path) -> None:
+    """Trains. Raises Stopped, naming the folder in which the run ends, where Ctrl-C ended it."""
     if hasattr(model, "take_over"):                            # a first stage with a discriminator steps its two optimisers itself
         model.take_over(trainer)
     try:
@@ -136,8 +146,8 @@ def fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataMo
             raise
         last = run.folder.checkpoints / "last.ckpt"
         if not last.exists():
-            raise Stopped(f"before the first step; {run.folder.path} holds no checkpoint") from end
-        raise Stopped(f"at step {trainer.global_step}; go on with: python main.py -t -r {run.folder.path}") from end
+            raise Stopped(f"before the first step; {ends_in} holds no checkpoint") from end
+        raise Stopped(f"at step {trainer.global_step}; go on with: python main.py -t -r {ends_in}") from end
 
 
 def test(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, *, trained: bool) -> None:
@@ -150,21 +160,47 @@ def test(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
         trainer.test(model, data)
 
 
-def say_plan(opt: argparse.Namespace, run: Run, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, rate: str) -> None:
-    """Logs the first lines."""
-    limits = [f"{key} {run.trainer[key]}" for key in LIMITS if run.trainer.get(key) not in NO_LIMIT]
-    done = f", {run.steps_done} of them done" if run.steps_done else ""
+def say_plan(opt: argparse.Namespace, run: Run, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, rate: str,
+             drawn: forecast.Sketch | None) -> forecast.Forecast | None:
+    """Logs the first lines; returns what a run that trains will need."""
+    batch_size, base = run.project.data.params.batch_size, OmegaConf.select(run.project, "model.params.ckpt_path")
+    needed, device = None, trainer.strategy.root_device
+    if opt.train and drawn is not None:
+        needed = forecast.forecast(
+            drawn, model=model, batch=lambda: memory.example_batch(data, batch_size), precision=str(trainer.precision), base=base, callbacks=trainer.callbacks,
+            folder=run.folder.path, device=device, processes=trainer.num_devices,
+        )  # fmt: skip
     facts = plan.Facts(
-        device=device_name(trainer.strategy.root_device, trainer.num_devices),
+        device=device_name(device, trainer.num_devices),
         rate=rate,
-        steps=f"{', '.join(limits) or 'no limit'}{done}; a step sees {trainer.accumulate_grad_batches} × {run.project.data.params.batch_size} examples",
-        base=OmegaConf.select(run.project, "model.params.ckpt_path"),
+        steps=steps_in_words(run, trainer, data, batch_size),
+        base=base,
         resume_from=run.resume_from,
         folder=run.folder.path,
+        needs=needed.lines if needed is not None else (),
     )
-    optimizers = plan.optimizers_of(model.configure_optimizers()) if opt.train else []
+    optimizers = optimizers_of(model.configure_optimizers()) if opt.train else []
     for line in plan.lines(model, data, facts, optimizers):
         logger.info("%s", line)
+    if needed is not None and needed.shortage:
+        logger.warning("%s", needed.shortage)
+    return needed
+
+
+def steps_in_words(run: Run, trainer: pl.Trainer, data: Any, batch_size: int) -> str:
+    """The limits, what that is in epochs, and what a step sees."""
+    limits = [f"{key} {run.trainer[key]}" for key in LIMITS if run.trainer.get(key) not in NO_LIMIT]
+    done = f", {run.steps_done} of them done" if run.steps_done else ""
+    devices = trainer.num_devices * trainer.num_nodes
+    accumulated, dataset = trainer.accumulate_grad_batches, getattr(data, "datasets", {}).get("train")
+    epochs = ""
+    if hasattr(dataset, "__len__") and len(dataset):
+        batches = plan.batches_an_epoch(len(dataset), devices, batch_size, trainer.limit_train_batches)
+        an_epoch = max(1, math.ceil(batches / accumulated))
+        steps = run.trainer.get("max_steps")
+        epochs = f" ({an_epoch} steps an epoch)" if steps in NO_LIMIT else f" ({steps / an_epoch:.3g} epochs of {an_epoch} steps)"
+    seen = f"{accumulated} × {batch_size}" + (f" × {devices}" if devices > 1 else "")
+    return f"{', '.join(limits) or 'no limit'}{epochs}{done}; a step sees {seen} examples"
 
 
 def say_results(folder: RunFolder, steps: int) -> None:
@@ -178,13 +214,6 @@ def say_results(folder: RunFolder, steps: int) -> None:
     ):
         if path.exists():
             logger.info("  %-28s %s", path.relative_to(folder.path), what)
-
-
-def move_to_debug_runs(path: Path) -> None:
-    """LOGDIR/NAME → LOGDIR/debug_runs/NAME."""
-    target = path.parent / "debug_runs" / path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(path, target)
 
 
 def quieten() -> None:

@@ -36,7 +36,7 @@ class RunFolder:
     def create(self) -> None:
         """Makes the folders. Raises ValueError where they cannot be written, or where another run has taken this one's since it was named."""
         try:
-            self.path.mkdir(parents=True, exist_ok=self.resume_from is not None or not _is_first())
+            self.path.mkdir(parents=True, exist_ok=self.resume_from is not None or not is_first())
             for folder in (self.checkpoints, self.configs):
                 folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.checkpoints, os.W_OK):
@@ -51,13 +51,13 @@ class RunFolder:
 
 def time_of_start(now: datetime.datetime | None) -> str:
     """When the run began; processes that it started itself are told by it, so that all name the same folder."""
-    if not _is_first() and STARTED in os.environ:
+    if not is_first() and STARTED in os.environ:
         return os.environ[STARTED]
     os.environ[STARTED] = (now or datetime.datetime.now()).strftime(TIME_FORMAT)
     return os.environ[STARTED]
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Whether this is the process that names and makes the folder: rank 0 of all, by whatever launched them."""
     return not any(int(os.environ.get(name) or 0) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
@@ -73,7 +73,7 @@ def new_run(logdir: str, *, data_root: str | None, base: list[str], name: str | 
         suffix = ""
     data = os.path.basename(os.path.normpath(data_root)) if data_root and datadir_in_name else ""
     now = now or datetime.datetime.now()
-    while (path := Path(logdir) / f"{data}{time_of_start(now)}{suffix}{postfix}").exists() and _is_first():
+    while (path := Path(logdir) / f"{data}{time_of_start(now)}{suffix}{postfix}").exists() and is_first():
         now += datetime.timedelta(seconds=1)  # another run of that name started in the same second: it keeps its folder
     return RunFolder(path, data + time_of_start(now))
 

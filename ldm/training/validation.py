@@ -57,7 +57,7 @@ def model_faults(model: Mapping[str, Any]) -> list[str]:
     """Faults of the section model, with what is said better than by a list of keys."""
     faults = missing("model", model, ("base_learning_rate",))
     params = model.get("params") or {}
-    regularised = str(model.get("target", "")).startswith("ldm.models.diffusion.regularized.")
+    regularised = takes_a_regulariser(str(model.get("target", "")))
     if "regularization_config" in params and not regularised:
         faults.append(f"model.params.regularization_config: {model.get('target')} has no such term and would ignore it; "
                       "set model.target to ldm.models.diffusion.regularized.RegularizedLatentDiffusion, or remove the section")
@@ -68,6 +68,15 @@ def model_faults(model: Mapping[str, Any]) -> list[str]:
         model = {**model, "params": {key: value for key, value in params.items() if key != "regularization_config"}}
         return faults + [fault for fault in block("model", model, (*BLOCK_KEYS, "base_learning_rate"), complete=True) if "regularization_config" not in fault]
     return faults + block("model", model, (*BLOCK_KEYS, "base_learning_rate"), complete=True)
+
+
+def takes_a_regulariser(target: str) -> bool:
+    """Whether the class of this name, or one that it is made from, has the term. A name that does not resolve is reported elsewhere."""
+    try:
+        accepted = accepted_parameters(get_obj_from_str(target))
+    except (ValueError, ImportError):
+        return target.startswith("ldm.models.diffusion.regularized.")
+    return accepted is not None and "regularization_config" in accepted
 
 
 def lightning_faults(lightning: Mapping[str, Any]) -> list[str]:

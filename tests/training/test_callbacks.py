@@ -15,7 +15,8 @@ from ldm.checkpoints.embeddings import read_embeddings
 from ldm.training.assembly import build_callbacks, build_loggers
 from ldm.training.checkpointing import LastCheckpoint
 from ldm.training.metrics import JsonLinesLogger
-from ldm.training.plan import groups, optimizers_of
+from ldm.training.optimizers import optimizers_of
+from ldm.training.plan import groups
 from ldm.training.run_folder import RunFolder
 from tests.training import tiny, toy
 

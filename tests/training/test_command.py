@@ -306,6 +306,12 @@ def test_debug_shows_the_traceback_and_moves_the_folder(train, tmp_path):
     assert list(tmp_path.glob("logs*/debug_runs/*_x/checkpoints")) and not list(tmp_path.glob("logs*/*_x"))
 
 
+def test_debugged_run_names_the_folder_in_which_it_ends(train, tmp_path):
+    ran = train(toy.config(), "--debug", "-n", "x", "--max_steps", "1")
+    (folder,) = tmp_path.glob("logs*/debug_runs/*_x")
+    assert f"Results in {folder}:" in ran.out and "checkpoints/last.ckpt" in ran.out
+
+
 def test_run_folder_that_cannot_be_made_is_refused(train, not_built, tmp_path):
     (tmp_path / "file").write_text("x")
     ran = train(toy.config(), "-l", str(tmp_path / "file" / "logs"))

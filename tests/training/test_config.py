@@ -7,13 +7,15 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from ldm.training import compose
 from ldm.training.preflight import check_files, check_sizes, check_words, check_writable
 from ldm.training.run_folder import new_run
 from ldm.training.validation import ConfigError, check_config
-from tests.training import tiny, toy
+from ldm.util import instantiate_from_config
+from tests.training import repeatable, tiny, toy
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path for folder in ("configs", "models") for path in (ROOT / folder).rglob("*.yaml"))
@@ -242,6 +244,29 @@ def test_first_stage_alone_needs_pictures_that_it_can_divide():
 def test_numbers_that_do_not_fit_each_other_are_named_with_their_keys(key, value, text):
     with pytest.raises(ValueError, match=text):
         check_sizes(changed(tiny.config(Path("P")), key, value))
+
+
+def test_pictures_that_the_network_cannot_halve_are_named_with_the_nearest_sizes():
+    """A latent of 7 halved is 4, and 4 doubled is 8: the way up would not meet the way down."""
+    plain = changed(changed(tiny.config(Path("P")), "model.params.unet_config.params.channel_mult", [1, 1, 1]), "model.params.image_size", 7)
+    for name in ("train", "validation"):
+        plain["data"]["params"][name]["params"]["size"] = 14
+    with pytest.raises(ValueError, match=r"size is 14: the network halves pictures of 7 × 7 latents 2 times, .* multiples of 8 pixels: take 8 or 16"):
+        check_sizes(plain)
+    network = instantiate_from_config(plain["model"]["params"]["unet_config"])
+    c = torch.zeros(1, 4, tiny.WIDTH)
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, tiny.CHANNELS, 7, 7), torch.zeros(1), context=c)
+    assert network(torch.zeros(1, tiny.CHANNELS, 8, 8), torch.zeros(1), context=c).shape[-1] == 8
+
+
+def test_subclass_of_the_regularised_model_may_have_a_regulariser():
+    repeatable.install()
+    plain = compose.as_plain(compose.read_config(ROOT / "configs/characters/finetune_unfrozen_reg.yaml"))
+    plain["model"]["target"] = f"{repeatable.MODULE}.Repeatable"
+    assert not [fault for fault in faults(plain) if fault.startswith("model")]
+    plain["model"]["target"] = f"{repeatable.MODULE}.RepeatablePlain"
+    assert any("has no such term and would ignore it" in fault for fault in faults(plain))
 
 
 def test_caption_word_that_is_not_learnt_is_an_error():

@@ -155,7 +155,7 @@ class DDPM(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss, logs = self.shared_step(batch)
         size = len(batch[self.first_stage_key])
-        self.log_dict(logs, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        self.log_dict(logs, prog_bar=True, on_step=True, on_epoch=True, batch_size=size, sync_dist=True)  # the mean over processes
         self.log("global_step", float(self.global_step), prog_bar=True, on_step=True, on_epoch=False, batch_size=size)
         if self.use_scheduler:
             self.log("lr_abs", self.optimizers().param_groups[0]["lr"], prog_bar=True, on_step=True, on_epoch=False, batch_size=size)
@@ -168,7 +168,7 @@ class DDPM(pl.LightningModule):
         with self.ema_scope():
             _, logs_ema = self.shared_step(batch)
         logs.update({f"{key}_ema": value for key, value in logs_ema.items()})
-        self.log_dict(logs, on_step=False, on_epoch=True, batch_size=len(batch[self.first_stage_key]))
+        self.log_dict(logs, on_step=False, on_epoch=True, batch_size=len(batch[self.first_stage_key]), sync_dist=True)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         if self.use_ema:
