@@ -40,7 +40,7 @@ class InTurn(Latents):
         rows = [row % len(self.entries.t) for row in range(first, first + n)]
         self.drawn += 1
         e = self.entries
-        return NoisyLatents(e.z_t[rows].to(batch.z_t), e.t[rows].to(batch.t), e.choice.select(rows), None, e.frozen[rows].to(batch.z_t))
+        return e._replace(z_t=e.z_t[rows].to(batch.z_t), t=e.t[rows].to(batch.t), choice=e.choice.select(rows), frozen=e.frozen[rows].to(batch.z_t))
 
 
 class FromExamples:
