@@ -29,8 +29,9 @@ def write_base(path):
 
 
 def term_config(
-    cache_dir, *, weight=10.0, every=1, warmup_steps=0, conditioning="ClassPrompts", latents="PriorSamples", teacher="CachedTeacher", batch_size=2, seed=23
-):
+    cache_dir, *, weight=10.0, every=1, warmup_steps=0, conditioning="ClassPrompts", latents="PriorSamples", teacher="CachedTeacher", loss="NoiseMSE",
+    batch_size=2, seed=23,
+):  # fmt: skip
     """A regularization_config; a part is a class name or (class name, params)."""
     defaults = {
         "PriorSamples": {"samples": 4, "ddim_steps": 2, "cache_dir": str(cache_dir)},
@@ -51,7 +52,7 @@ def term_config(
             "conditioning_config": part("conditioning", conditioning),
             "latents_config": part("latents", latents),
             "teacher_config": part("teacher", teacher),
-            "loss_config": {"target": f"{ISLAND}.losses.NoiseMSE"},
+            "loss_config": part("losses", loss),
         },
     }
 
