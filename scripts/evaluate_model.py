@@ -12,7 +12,7 @@ import sys
 from ldm.evaluation.command import run_command
 from ldm.evaluation.models import chosen_device
 from ldm.inference.drawing import Settings
-from ldm.inference.flags import add_common_flags, add_vocabulary_flag, config_of, positive
+from ldm.inference.flags import add_common_flags, add_ldm_flags, config_of, positive
 from ldm.inference.prompts import without_words
 from ldm.inference.similarity import Similarity, cosines, open_clip, read_pictures
 from ldm.inference.text_to_image import Request, open_and_draw, pictures_of_prompts
@@ -23,19 +23,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--prompt", nargs="?", default="a painting of a virus monster playing guitar", help="with the learnt word in it: a photo of *")
-    add("--ckpt_path", required=True, metavar="FILE", help="checkpoint of the model, .ckpt or .safetensors")
-    add("--embedding_path", metavar="FILE", help="learnt words; without it those of the checkpoint, if it has any")
     add("--data_dir", required=True, metavar="FOLDER", help="pictures of the concept")
     add("--clip", required=True, metavar="PATH", help="the CLIP that compares: a folder in the Hugging Face layout, or a weights file of the clip package")
-    add("--config", default="configs/latent-diffusion/txt2img-1p4B-eval_with_tokens.yaml", help="yaml of the model")
     add("--n_samples", type=int, default=64, help="pictures that are drawn (64)")
     add("--ddim_steps", type=int, default=50, help="steps of DDIM (50)")
     add("--scale", type=float, default=5.0, help="guidance, 1 for none (5)")
-    add("--H", type=int, help="height in pixels; by default that the model was trained on (256)")
-    add("--W", type=int, help="width in pixels, likewise")
     add("--batch_size", type=int, default=8, help="pictures at a time (8); changes rounding, not the pictures")
-    add("--seed", type=int, default=42, help="of the first picture; the others count on from it")
-    add_vocabulary_flag(parser)
+    add_ldm_flags(parser)
     return add_common_flags(parser)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ldm.evaluation.command import run_command
 from ldm.inference.drawing import Settings
 from ldm.inference.files import name_of
-from ldm.inference.flags import add_common_flags, add_vocabulary_flag, config_of, positive
+from ldm.inference.flags import add_common_flags, add_ldm_flags, config_of, positive
 from ldm.inference.text_to_image import Output, Request, draw_to_files, pictures_of_prompts
 
 
@@ -27,15 +27,9 @@ def parser() -> argparse.ArgumentParser:
     add("--plms", action="store_true", help="sample by PLMS instead of DDIM")
     add("--ddim_eta", type=float, default=0.0, help="noise added in the steps: 0 none, 1 as much as DDPM")
     add("--n_iter", type=int, default=1, help="how often the batch is drawn, each time with other seeds")
-    add("--H", type=int, help="height in pixels; by default that the model was trained on (256)")
-    add("--W", type=int, help="width in pixels, likewise")
     add("--n_samples", type=int, default=4, help="pictures a batch")
     add("--scale", type=float, default=5.0, help="guidance, 1 for none")
-    add("--ckpt_path", required=True, metavar="FILE", help="checkpoint of the model, .ckpt or .safetensors")
-    add("--embedding_path", metavar="FILE", help="learnt words; without it those of the checkpoint, if it has any")
-    add("--config", default="configs/latent-diffusion/txt2img-1p4B-eval_with_tokens.yaml", help="yaml of the model")
-    add("--seed", type=int, default=42, help="of the first picture; the others count on from it")
-    add_vocabulary_flag(parser)
+    add_ldm_flags(parser)
     return add_common_flags(parser)
 
 

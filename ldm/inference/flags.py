@@ -28,6 +28,18 @@ def add_vocabulary_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocabulary", metavar="FILE", help="vocab.txt of bert-base-uncased, for models with BERT's text encoder (it is not shipped)")
 
 
+def add_ldm_flags(parser: argparse.ArgumentParser) -> None:
+    """Model, words, size and seed of the commands that draw prompts with LDM-1.4B."""
+    add = parser.add_argument
+    add("--ckpt_path", required=True, metavar="FILE", help="checkpoint of the model, .ckpt or .safetensors")
+    add("--embedding_path", metavar="FILE", help="learnt words; without it those of the checkpoint, if it has any")
+    add("--config", default="configs/latent-diffusion/txt2img-1p4B-eval_with_tokens.yaml", help="yaml of the model")
+    add("--H", type=int, help="height in pixels; by default that the model was trained on (256)")
+    add("--W", type=int, help="width in pixels, likewise")
+    add("--seed", type=int, default=42, help="of the first picture; the others count on from it")
+    add_vocabulary_flag(parser)
+
+
 def config_of(paths: str | Path | Sequence[Path], overrides: Sequence[str], vocabulary: str | None = None) -> DictConfig:
     """The yaml files with the words that override them. Raises ValueError for a word that is no override, as it comes of a prompt without quotes."""
     strays = [word for word in overrides if "=" not in word or not word.split("=")[0].strip()]

@@ -62,6 +62,11 @@ class LocalityRegularizer:
         return self.weight.on
 
     @property
+    def unconditional(self) -> bool:
+        """Whether both networks are asked for the empty prompt too, at every probe: a second pass of each."""
+        return getattr(self.loss, "unconditional", False)  # a bare function will do as a loss
+
+    @property
     def ready(self) -> bool:
         """Whether θ₀ has been taken."""
         return self._source is not None
@@ -92,7 +97,7 @@ class LocalityRegularizer:
         self.training_chance = Chance((self.seed + start.rank) % SEED_LIMIT)
         self.validation_chance = Chance((self.seed + VALIDATION_SEED_OFFSET + start.rank) % SEED_LIMIT)
         self.latents.prepare(start, self.conditioning)
-        latents = BesideEmpty(self.latents) if getattr(self.loss, "unconditional", False) else self.latents
+        latents = BesideEmpty(self.latents) if self.unconditional else self.latents
         self._source = self.teacher.prepare(start, self.conditioning, latents)
         self.weight.prepare(start)
         if not start.hybrid:

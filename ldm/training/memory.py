@@ -190,8 +190,8 @@ def rehearse_term(model: pl.LightningModule, regularizer: Any, batch: Any) -> Te
 
 
 def passes(regularizer: Any) -> int:
-    """Of each network at a probe: a second one where the loss compares the outputs for the empty prompt too."""
-    return 2 if getattr(regularizer.loss, "unconditional", False) else 1
+    """Of each network at a probe."""
+    return 2 if regularizer.unconditional else 1
 
 
 def probes(model: pl.LightningModule, n: int) -> tuple[Tensor, Tensor, Tensor]:
