@@ -74,7 +74,7 @@ def get_parser(**parser_kwargs: Any) -> argparse.ArgumentParser:
     run.add_argument("--no-test", default=False, **switch, help="do not test after training")
     run.add_argument("--scale_lr", default=True, **switch, help="multiply the base learning rate by accumulation × devices × batch size (true)")
     run.add_argument("--datadir_in_name", default=True, **switch, help="begin the folder's name with the data folder's (true)")
-    run.add_argument("--dry-run", default=False, **switch, help="show what would be done and what it needs, and stop: weights take no memory, nothing is written")
+    run.add_argument("--dry-run", default=False, **switch, help="show what would be done and what it needs, and stop; nothing is written")
 
     concept = parser.add_argument_group("model and concept")
     concept.add_argument("--actual_resume", type=str, metavar="FILE", help="weights to start from, .ckpt or .safetensors")
