@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ class Arm:
             return self._term()
         words, _ = RIVALS.get(self.method, ((), ()))
         return [word.format(strength=f"{self.strength!r}") for word in words]
+
+    @property
+    def idea(self) -> str | None:
+        """Its conditioning; the shipped one's prompts are of the class."""
+        return "class" if self.conditioning == SHIPPED else self.conditioning
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what sets the arm apart from its config: a row of another one was measured of another arm. Raises KeyError for a name that no
+        longer is one."""
+        return sha256(json.dumps(self.overrides()).encode()).hexdigest()
 
     def _term(self) -> list[str]:
         words = [f"{_TERM}weight_config.params.weight={self.strength!r}"]

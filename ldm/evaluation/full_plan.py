@@ -1,15 +1,13 @@
 """What the full study is asked to do: its stages, its files, and the jobs that become rows."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from hashlib import sha256
 from pathlib import Path
 
 from ldm.data.characters import NEW_CHARACTERS, Character
-from ldm.evaluation.arms import CONDITIONINGS, CONFIGS, LATENTS, RIVALS, TEACHERS, Arm
+from ldm.evaluation.arms import CONFIGS, Arm
 from ldm.evaluation.comparison import READ_PROMPTS, Counts
 from ldm.evaluation.models import sampling_of
 from ldm.evaluation.prompts import read_prompts
@@ -122,7 +120,7 @@ class FullStudy:
         return self.runs / "pictures" / f"{job.stage.split}-{job.number}"
 
     def settings(self, stage: Stage) -> dict[str, str]:
-        """All that decides about a row of a stage beside character, seed and arm."""
+        """All that decides about a row of a stage beside character, seed and what the arm is."""
         prompts = PromptLists.read(self.prompts)
         names = {(False, 1): "plain", (True, 1): "regularized", (False, 2): "plain_two_phase", (True, 2): "regularized_two_phase"}
         shared = settings_of_study(
@@ -133,9 +131,8 @@ class FullStudy:
             counts=stage.counts,
             prompts=[text for texts in prompts.texts.values() for text in texts],
         )
-        what_arms_are = sha256(json.dumps([CONDITIONINGS, LATENTS, TEACHERS, RIVALS]).encode()).hexdigest()
         steps = "as the configs say" if self.train_steps is None else f"{self.train_steps} a phase"
-        return {**shared, "arms_sha256": what_arms_are, "training_steps": steps, "trajectories": str(stage.trajectories)}
+        return {**shared, "training_steps": steps, "trajectories": str(stage.trajectories)}
 
     def wanted(self, arms: Iterable[Arm]) -> list[Arm]:
         """Those that the patterns let through."""

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ldm.checkpoints import atomic_write
+from ldm.evaluation.arms import arm_of
 from ldm.evaluation.full_plan import Job, PromptLists
 from ldm.evaluation.metrics import Reading, reserved_traits, trait_rate
 from ldm.evaluation.results_file import ResultsFile, make_row
@@ -51,6 +52,7 @@ def full_row(
         "train_seconds": seconds.get("train"),
         "measure_seconds": seconds.get("measure"),
         "stage": job.stage.name,
+        "arm_sha256": arm.digest,
     }
 
 
@@ -77,5 +79,18 @@ class FullResultsFile(ResultsFile):
         """How each split's rows were measured; what they say is on the page."""
         return {split: {"settings": settings} for split, settings in self.settings.items()}
 
+    def forget_other_arms(self) -> list[str]:
+        """Drops the rows of arms that are no longer what they were, and says which arms."""
+        other = [row for row in self.rows if not _is_of_its_arm(row)]
+        self.rows = [row for row in self.rows if row not in other]
+        return list(dict.fromkeys(row["model"] for row in other))
+
     def of_stage(self, name: str) -> list[Row]:
         return [row for row in self.rows if row["stage"] == name]
+
+
+def _is_of_its_arm(row: Row) -> bool:
+    try:
+        return row.get("arm_sha256") == arm_of(row).digest
+    except KeyError:
+        return False

@@ -31,6 +31,8 @@ def run_full_study(study: FullStudy, *, say: Callable[[str], None]) -> FullResul
     """
     results = FullResultsFile(study.out)
     results.read()
+    if others := results.forget_other_arms():
+        say(f"measured again, since these arms are now something else: {', '.join(others)}")
     stages = (study.screen, study.finals)
     if study.fresh:
         for stage in stages:

@@ -12,9 +12,10 @@ import yaml
 
 from ldm.checkpoints import save_weights
 from ldm.data.characters import training_pictures
-from ldm.evaluation import bench, full_costs, full_plan, full_study, tuning
-from ldm.evaluation.arms import EARLY, FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, screen_arms
+from ldm.evaluation import arms, bench, full_costs, full_plan, full_study, tuning
+from ldm.evaluation.arms import EARLY, FROZEN, IDEAS, MIXTURE, SHIPPED, UNREGULARIZED, Arm, screen_arms
 from ldm.evaluation.attributes import AttributeClassifier
+from ldm.evaluation.finalists import finals_arms
 from ldm.evaluation.full_costs import Estimator, cost_of
 from ldm.evaluation.full_measure import RowMaker, early_step, make_rows, run_words, trained
 from ldm.evaluation.full_plan import FINALS, SCREEN, FullStudy, Job
@@ -25,7 +26,7 @@ from ldm.prompts import imagenet_templates_small
 from ldm.training.compose import read_config
 from ldm.training.run import main as training_command
 from tests.evaluation import small_characters
-from tests.evaluation.full_world import made_row
+from tests.evaluation.full_world import made_row, made_rows
 from tests.evaluation.test_results import KEYS
 from tests.golden.case import REPOSITORY
 from tests.regularization.tiny_runs import term_config
@@ -33,7 +34,7 @@ from tests.regularization.tiny_runs import term_config
 PROMPTS = REPOSITORY / "assets" / "characters" / "prompts"
 MORE_KEYS = [
     "method", "conditioning", "latents", "strength", "phases", "teacher", "drift_in_pattern", "drift_off_pattern", "leak_in_pattern", "leak_off_pattern",
-    "nats", "step_ratio", "memory_ratio", "train_seconds", "measure_seconds", "stage",
+    "nats", "step_ratio", "memory_ratio", "train_seconds", "measure_seconds", "stage", "arm_sha256",
 ]  # fmt: skip
 ARMS = ["locality/empty+class/training/1.5", "kv_only/0.001", "interpolation/0.5", "early_stopping/0.5"]
 FEW = [
@@ -175,6 +176,23 @@ def test_the_lists_of_prompts_are_what_they_say():
     captions = {template.format("character") for template in imagenet_templates_small}
     assert set(lists["in_pattern"]) | set(lists["leak_in_pattern"]) <= captions
     assert not captions & (set(lists["off_pattern"]) | set(lists["leak_off_pattern"]))
+
+
+def test_a_row_of_an_arm_that_is_told_otherwise_now_is_forgotten(tmp_path, monkeypatch):
+    results, kept = FullResultsFile(tmp_path / "rows.json"), [Arm("kv_only", strength=0.001), Arm("locality", "empty", "prior", 1.5), UNREGULARIZED]
+    results.rows = [made_row(arm) for arm in (*kept, Arm("locality", "class", "noise", 1.5), Arm("base_weights", strength=0.1))]
+    monkeypatch.setitem(arms.LATENTS, "noise", {"target": "ldm.regularization.latents.NoiseLatents"})
+    monkeypatch.delitem(arms.LATENTS, "trajectories")
+    monkeypatch.setitem(arms.RIVALS, "base_weights", (("model.params.base_weight={strength}", "model.params.model_lr=1"), (0.1,)))
+    results.rows.append(made_row(kept[1]) | {"latents": "trajectories", "model": "no longer there"})
+    assert results.forget_other_arms() == ["locality/class/noise/1.5", "base_weights/0.1", "no longer there"]
+    assert [row["model"] for row in results.rows] == [arm.name for arm in kept]
+
+
+def test_the_shipped_term_may_stand_for_the_class_prompts_in_the_finals():
+    shipped = Arm("locality", SHIPPED, "mixed", 1.5)
+    rows = made_rows([(Arm("locality", "class", "prior", 1.5), 1.0, 1.0), (shipped, 1.0, 1.2), (Arm("locality", "empty", "prior", 1.5), 1.0, 1.5)])
+    assert finals_arms(rows)[2:] == [Arm("locality", "empty", "prior", 1.5), shipped]
 
 
 def test_a_run_stopped_early_is_looked_at_where_its_weights_are_kept(study):
