@@ -185,6 +185,26 @@ def test_an_optimiser_of_a_library_that_is_there_is_built_with_the_groups_and_ra
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(5.0e-5, 0.02), (1.0e-4, 0.02)]
 
 
+def test_adam_of_8_bits_goes_where_adam_goes_with_a_quarter_of_its_memory():
+    pytest.importorskip("bitsandbytes", reason="the extra 8bit is not installed")
+    moved, kept = {}, {}
+    for name, config in {"full": None, "8bit": {"target": "bitsandbytes.optim.AdamW8bit", "params": {"weight_decay": 0.01}}}.items():
+        torch.manual_seed(0)
+        model = ready(latent_diffusion(personalization_config=WORDS, unfreeze_model=True, model_lr=1.0e-4, optimizer_config=config))
+        optimizer = model.configure_optimizers()
+        large = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.numel() >= 4096]  # smaller ones it keeps whole
+        before = [parameter.detach().clone() for parameter in large]
+        for _ in range(5):
+            for parameter in large:
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        moved[name] = torch.cat([(now - was).flatten() for was, now in zip(before, large, strict=True)])
+        tables = [value for parameter in large for key, value in optimizer.state[parameter].items() if isinstance(value, torch.Tensor) and "qmap" not in key]
+        kept[name] = sum(value.nbytes for value in tables)
+    assert torch.cosine_similarity(moved["full"], moved["8bit"], dim=0) > 0.99
+    assert kept["8bit"] < 0.3 * kept["full"]
+
+
 def test_a_schedule_is_attached_for_each_step():
     answer = ready(latent_diffusion(scheduler_config=SCHEDULE)).configure_optimizers()
     scheduler = answer["lr_scheduler"]["scheduler"]
