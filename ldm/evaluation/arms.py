@@ -49,8 +49,8 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "cached": {"target": "ldm.regularization.teacher.CachedTeacher", "params": {"noisings": 8}},
 }
 
-WEIGHTS = (0.3, 1.5, 7.5)  # λ; about the shipped config's in the middle
-FEWER_WEIGHTS = WEIGHTS[1:]  # where three take too long: the least does least
+WEIGHTS = (1.5, 7.5, 37.5)  # λ, from about the shipped one on: with less, the empty prompt holds hardly anything
+FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long
 _RIVALS = "ldm.rivals."
 # method → (what the training command is told beside the plain config, strengths from hardly any effect to too much)
 RIVALS: dict[str, tuple[Sequence[str], Sequence[float]]] = {

@@ -130,7 +130,7 @@ def test_the_full_study_goes_from_words_to_rows_to_page_and_on_where_it_stopped(
     assert len(ours["nats"]) == 2 and all(one["upper_bound"] > one["mean"] > 0 for one in ours["nats"].values())
     assert all(row["nats"] is None for row in rows if row["stage"] == "screen")
     assert not [path for path in runs.iterdir() if path.is_dir() and path.name != "pictures"]  # runs are gone once their rows are there
-    assert "the whole study: 3 weights about" in said and content["plan"]["weights"] == [0.3, 1.5, 7.5]
+    assert "the whole study: 3 weights about" in said and content["plan"]["weights"] == [1.5, 7.5, 37.5]
 
     # rows lost: what is there is not measured again, and what a lost one is made of is trained for it
     calls = len(toy_size)
@@ -306,7 +306,7 @@ def test_a_screen_that_takes_too_long_has_fewer_weights_and_keeps_them(study, mo
     said, planned = [], FullResultsFile(study.out)
     planned.rows = estimator(study).results.rows
     monkeypatch.setattr(FullResultsFile, "has", lambda self, key: True)
-    for hours, weights in ((1000.0, [0.3, 1.5, 7.5]), (0.5, [1.5, 7.5])):
+    for hours, weights in ((1000.0, [1.5, 7.5, 37.5]), (0.5, [1.5, 7.5])):
         full_study._Course(replace(study, hours=hours), planned, said.append).plan()
         assert planned.plan["weights"] == weights == json.loads(study.out.read_text())["plan"]["weights"]
     assert "even so it takes longer" in said[-1]
