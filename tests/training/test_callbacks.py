@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -84,10 +85,23 @@ def test_last_checkpoint_is_written_every_n_steps_though_the_monitor_is_known_la
     assert ran.code == 0 and ran.last["global_step"] == 6
 
 
+TORCH_ALONE = """
+import sys
+for name in ("ldm", "main", "pytorch_lightning", "lightning_fabric", "torchmetrics", "omegaconf", "einops", "transformers", "safetensors", "numpy"):
+    sys.modules[name] = None                                   # an import of it fails
+import torch
+last = torch.load(sys.argv[1], weights_only=True)
+print(last["global_step"], *last)
+"""
+
+
 def test_last_checkpoint_opens_with_torch_alone_and_nothing_but_plain_values_in_it(train):
     """A15."""
-    last = train(toy.config(), "--max_steps", "3").last
-    assert last["global_step"] == 3 and set(last) >= {"state_dict", "optimizer_states", "lr_schedulers", "loops", "random_states"}
+    ran = train(toy.config(), "--max_steps", "3")
+    alone = subprocess.run([sys.executable, "-I", "-c", TORCH_ALONE, str(ran.folder / "checkpoints" / "last.ckpt")], capture_output=True, text=True, check=False)
+    assert alone.returncode == 0, alone.stderr
+    step, *keys = alone.stdout.split()
+    assert step == "3" and set(keys) >= {"state_dict", "optimizer_states", "lr_schedulers", "loops", "random_states"}
 
 
 # -- metrics -------------------------------------------------------------------------------------------------------------------------------
