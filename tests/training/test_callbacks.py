@@ -98,7 +98,8 @@ print(last["global_step"], *last)
 def test_last_checkpoint_opens_with_torch_alone_and_nothing_but_plain_values_in_it(train):
     """A15."""
     ran = train(toy.config(), "--max_steps", "3")
-    alone = subprocess.run([sys.executable, "-I", "-c", TORCH_ALONE, str(ran.folder / "checkpoints" / "last.ckpt")], capture_output=True, text=True, check=False)
+    last = ran.folder / "checkpoints" / "last.ckpt"
+    alone = subprocess.run([sys.executable, "-I", "-c", TORCH_ALONE, str(last)], capture_output=True, text=True, check=False)
     assert alone.returncode == 0, alone.stderr
     step, *keys = alone.stdout.split()
     assert step == "3" and set(keys) >= {"state_dict", "optimizer_states", "lr_schedulers", "loops", "random_states"}
