@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 
 import pytest
 
-from tests.golden.case import REPOSITORY
+from tests.golden.case import ORACLE, REPOSITORY
 
 LEANS_ON = [
     "main.py", "ldm/util.py", "ldm/data/personalized.py", "ldm/models/diffusion/ddpm.py", "ldm/models/diffusion/ddim.py",
@@ -15,11 +16,16 @@ LEANS_ON = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def tool(monkeypatch):
+def loaded():
     spec = importlib.util.spec_from_file_location("apply", REPOSITORY / "patches" / "apply.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tool():
+    module = loaded()
     assert sorted(module.LEANS_ON) == sorted(LEANS_ON)
     return module
 
@@ -60,6 +66,13 @@ def test_blob_ids_are_gits(tool, clone):
     assert tool.blob_id(clone / "main.py") == git(clone, "rev-parse", "HEAD:main.py").strip()
     (clone / "main.py").write_bytes(b"# main.py\r\n")
     assert tool.blob_id(clone / "main.py") == tool.LEANS_ON["main.py"], "a checkout with the line ends of Windows is the same commit"
+
+
+def test_the_blob_ids_are_those_of_the_commit():
+    facts = ORACLE / "facts_behaviour.md"
+    if not facts.is_file():
+        pytest.skip("../shared/oracle is absent here")
+    assert loaded().LEANS_ON == dict(re.findall(r"(\S+\.py) ([0-9a-f]{40})\b", facts.read_text(encoding="utf-8")))
 
 
 def test_it_applies_verifies_and_undoes(tool, clone, capsys):
