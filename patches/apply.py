@@ -30,6 +30,10 @@ LEANS_ON = {
 }
 
 
+# Git's hooks and aliases run programs with these set.
+NAMES_ANOTHER_REPOSITORY = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE", "GIT_PREFIX"}
+
+
 class Refused(Exception):
     """What stands in the way, in words for the user."""
 
@@ -43,31 +47,37 @@ def blob_id(path):
 
 
 def added_files(patch):
-    """Path to blob id of every file that the patch adds."""
+    """Path to blob id of every file that the patch adds. Raises Refused where there is no patch."""
+    if not patch.is_file():
+        raise Refused(f"no patch {patch}: apply.py and it belong side by side")
     return dict(re.findall(r"^diff --git a/(\S+) b/\1\nnew file mode 100644\nindex 0{40}\.\.([0-9a-f]{40})$", patch.read_text(encoding="utf-8"), re.M))
 
 
 def git(folder, *arguments):
-    """Run git in `folder`, blind to any repository around it. Raises Refused where there is no git."""
-    alone = dict(os.environ, GIT_CEILING_DIRECTORIES=str(folder.parent), LC_ALL="C")
+    """Run git in `folder`, blind to any repository around it or named by the environment. Raises Refused where there is no git."""
+    alone = {name: value for name, value in os.environ.items() if name not in NAMES_ANOTHER_REPOSITORY}
+    alone.update(GIT_CEILING_DIRECTORIES=str(folder.parent), LC_ALL="C")
     try:
         return subprocess.run(["git", *arguments], cwd=str(folder), env=alone, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise Refused("git was not found: install it, or put it on the PATH") from error
 
 
-def edited_files(folder):
-    """Tracked files that differ from the commit checked out; none where `folder` is no clone."""
-    return [line[3:] for line in git(folder, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()]
+def edited_files(folder, files):
+    """Tracked files that differ from the commit checked out, but for the patch's own where they are new; none where `folder` is no clone."""
+    status = git(folder, "status", "--porcelain", "--untracked-files=no")
+    if status.returncode and (folder / ".git").exists():
+        raise Refused(f"git cannot read {folder}: {status.stderr.strip()}")
+    return [line[3:] for line in status.stdout.splitlines() if not ("A" in line[:2] and line[3:] in files)]
 
 
-def check_commit(folder):
-    """Raise Refused unless `folder` is the commit, unchanged."""
+def check_commit(folder, files):
+    """Raise Refused unless `folder` is the commit, unchanged but for the files that the patch adds."""
     if not folder.is_dir():
         raise Refused(f"no folder {folder} (looked from {Path.cwd()})")
-    edited = edited_files(folder)
+    edited = edited_files(folder, files)
     if edited:
-        raise Refused(f"{folder} has changes of its own ({', '.join(edited[:5])}{' …' if len(edited) > 5 else ''}): commit or stash them first")
+        raise Refused(f"{folder} has changes of its own ({some(edited)}): commit or stash them first")
     wrong = [name for name, expected in LEANS_ON.items() if blob_id(folder / name) != expected]
     if len(wrong) == len(LEANS_ON):
         raise Refused(f"{folder} is no clone of rinongal/textual_inversion at commit {COMMIT[:10]}: none of the files that the patch leans on is as there")
@@ -77,29 +87,55 @@ def check_commit(folder):
 
 
 def state_of(folder, files):
-    """Either "not applied" or "applied"; Refused where some of the files are there, or are others."""
-    there = {name for name in files if (folder / name).exists()}
-    if not there:
-        return "not applied"
-    wrong = sorted(name for name in files if blob_id(folder / name) != files[name])
-    if not wrong:
-        return "applied"
-    raise Refused(
-        f"{folder} has files under the patch's names that are not this patch's ({', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}): another "
-        "version of it, or edited since. Undo it with the version that made them, or move them away."
-    )
+    """Which of the patch's files are there: "not applied", "applied", or "in part". Raises Refused where there are others under their names."""
+    there = {name for name in files if os.path.lexists(str(folder / name))}
+    others = sorted(name for name in there if blob_id(folder / name) != files[name])
+    if others:
+        raise Refused(
+            f"{folder} has files under the patch's names that are not this patch's ({some(others)}): another version of it, or edited since. "
+            "Undo it with the version that made them, or move them away."
+        )
+    return "not applied" if not there else "in part" if len(there) < len(files) else "applied"
 
 
-def run_patch(folder, *options):
-    done = git(folder, "apply", "--whitespace=nowarn", *options, str(PATCH))
-    if done.returncode:
-        raise Refused(f"git apply failed: {done.stderr.strip()}")
+def missing(folder, files):
+    absent = sorted(name for name in files if not (folder / name).exists())
+    return f"{folder} has a part of the patch only (missing: {some(absent)}); --undo removes it, and then it can be applied anew"
+
+
+def some(names):
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def committed(folder, files):
+    return bool(git(folder, "ls-tree", "-r", "--name-only", "HEAD", "--", *files).stdout)
+
+
+def remove(folder, files):
+    """Delete those of the files that are there, what Python compiled beside them, and folders that are left empty."""
+    for name in files:
+        path = folder / name
+        if path.is_file():
+            path.unlink()
+        if name.endswith(".py"):
+            shutil.rmtree(str(path.parent / "__pycache__"), ignore_errors=True)
+        for parent in path.parents:
+            if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def apply(folder, files):
-    if state_of(folder, files) == "applied":
-        raise Refused(f"{folder} is patched already; --undo takes the patch away")
-    run_patch(folder)
+    state = state_of(folder, files)
+    if state == "applied":
+        way_back = "git revert or git reset takes the commit back" if committed(folder, files) else "--undo takes the patch away"
+        raise Refused(f"{folder} is patched already; {way_back}")
+    if state == "in part":
+        raise Refused(missing(folder, files))
+    done = git(folder, "apply", "--whitespace=nowarn", str(PATCH))
+    if done.returncode:
+        remove(folder, files)  # git stops where it fails, and leaves what it has written
+        raise Refused(f"git apply failed, and nothing was changed: {done.stderr.strip()}")
     if state_of(folder, files) != "applied":
         raise Refused(f"git apply left {folder} as it was")
     return f"{len(files)} files added to {folder} and verified. {COMMANDS}"
@@ -108,31 +144,33 @@ def apply(folder, files):
 def undo(folder, files):
     if state_of(folder, files) == "not applied":
         raise Refused(f"{folder} is not patched")
-    tracked = git(folder, "ls-files", "--", *files).stdout.split()
-    if tracked:
+    if committed(folder, files):
         raise Refused(f"in {folder} the patch is part of a commit (git am): take that back with git revert or git reset")
-    run_patch(folder, "--reverse")
-    for compiled in {folder / name for name in files if name.endswith(".py")}:
-        shutil.rmtree(str(compiled.parent / "__pycache__"), ignore_errors=True)
-        if compiled.parent.is_dir() and not any(compiled.parent.iterdir()):
-            compiled.parent.rmdir()
-    return f"{len(files)} files removed from {folder}: it is as before"
+    git(folder, "reset", "--quiet", "--", *files)  # where they were staged
+    there = [name for name in files if (folder / name).exists()]
+    remove(folder, there)
+    return f"{len(there)} files removed from {folder}: it is as before"
 
 
-COMMANDS = "Now, in it: python main.py --base configs/stable-diffusion/v1-finetune_unfrozen_reg.yaml -t --actual_resume FILE …"
+COMMANDS = "Now, in it: python main.py --base configs/stable-diffusion/v1-finetune_unfrozen_reg.yaml -t --actual_resume FILE ..."
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="the clone")
-    parser.add_argument("--undo", action="store_true", help="remove the patch's files")
-    parser.add_argument("--check", action="store_true", help="change nothing")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--undo", action="store_true", help="remove the patch's files")
+    instead.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(arguments)
-    folder, files = Path(options.dir).resolve(), added_files(PATCH)
+    folder = Path(options.dir).resolve()
     try:
-        check_commit(folder)
+        files = added_files(PATCH)
+        check_commit(folder, files)
         if options.check:
-            said = f"{folder} is commit {COMMIT[:10]}; the patch is {state_of(folder, files)}"
+            state = state_of(folder, files)
+            if state == "in part":
+                raise Refused(missing(folder, files))
+            said = f"{folder} is commit {COMMIT[:10]}; the patch is {state}"
         else:
             said = undo(folder, files) if options.undo else apply(folder, files)
     except Refused as reason:

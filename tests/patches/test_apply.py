@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 
 import pytest
 
-from tests.golden.case import REPOSITORY
+from tests.golden.case import ORACLE, REPOSITORY
 
 LEANS_ON = [
     "main.py", "ldm/util.py", "ldm/data/personalized.py", "ldm/models/diffusion/ddpm.py", "ldm/models/diffusion/ddim.py",
@@ -15,11 +16,16 @@ LEANS_ON = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def tool(monkeypatch):
+def loaded():
     spec = importlib.util.spec_from_file_location("apply", REPOSITORY / "patches" / "apply.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tool():
+    module = loaded()
     assert sorted(module.LEANS_ON) == sorted(LEANS_ON)
     return module
 
@@ -62,11 +68,20 @@ def test_blob_ids_are_gits(tool, clone):
     assert tool.blob_id(clone / "main.py") == tool.LEANS_ON["main.py"], "a checkout with the line ends of Windows is the same commit"
 
 
+def test_the_blob_ids_are_those_of_the_commit():
+    facts = ORACLE / "facts_behaviour.md"
+    if not facts.is_file():
+        pytest.skip("../shared/oracle is absent here")
+    assert loaded().LEANS_ON == dict(re.findall(r"(\S+\.py) ([0-9a-f]{40})\b", facts.read_text(encoding="utf-8")))
+
+
 def test_it_applies_verifies_and_undoes(tool, clone, capsys):
     before = files_in(clone)
     assert tool.main([str(clone)]) == 0
     files = tool.added_files(tool.PATCH)
-    assert files_in(clone) - before == set(files) and f"{len(files)} files added" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert files_in(clone) - before == set(files) and f"{len(files)} files added" in said
+    assert said.replace(str(clone), "").isascii(), "not every terminal shows more"
     for name in files:
         assert (clone / name).read_bytes() == (REPOSITORY / name).read_bytes()
     (clone / "ldm" / "regularization" / "__pycache__").mkdir()
@@ -94,6 +109,17 @@ def test_a_patched_tree_is_not_patched_again(tool, clone, capsys):
     tool.main([str(clone)])
     capsys.readouterr()
     assert "patched already" in refused(tool, capsys, clone)
+
+
+def test_a_patch_that_is_staged_is_a_patch(tool, clone, capsys):
+    before = files_in(clone)
+    tool.main([str(clone)])
+    git(clone, "add", "ldm")
+    capsys.readouterr()
+    assert "patched already" in refused(tool, capsys, clone)
+    assert tool.main([str(clone), "--check"]) == 0 and "the patch is applied" in capsys.readouterr().out
+    assert tool.main([str(clone), "--undo"]) == 0
+    assert files_in(clone) == before and git(clone, "status", "--porcelain") == ""
 
 
 def test_an_unpatched_tree_has_nothing_to_undo(tool, clone, capsys):
@@ -138,11 +164,86 @@ def test_files_under_the_patchs_names_are_not_overwritten(tool, clone, capsys):
     assert "ldm/prompts.py" in refused(tool, capsys, clone) and (clone / "ldm" / "prompts.py").read_text() == "# mine\n"
 
 
+def test_of_many_files_under_its_names_the_one_that_is_another_is_named(tool, clone, capsys):
+    mine = sorted(tool.added_files(tool.PATCH))[-1]
+    (clone / mine).parent.mkdir(parents=True)
+    (clone / mine).write_text("# mine\n")
+    said = refused(tool, capsys, clone)
+    assert mine in said and "ldm/prompts.py" not in said
+
+
+def test_a_link_to_nowhere_under_the_patchs_names_is_in_the_way_too(tool, clone, capsys):
+    (clone / "ldm" / "prompts.py").symlink_to(clone / "nowhere")
+    assert "not this patch's (ldm/prompts.py)" in refused(tool, capsys, clone)
+
+
+def test_where_a_part_is_missing_it_says_so_and_the_rest_can_be_undone(tool, clone, capsys):
+    before = files_in(clone)
+    tool.main([str(clone)])
+    (clone / "ldm" / "prompts.py").unlink()
+    capsys.readouterr()
+    assert "a part of the patch only (missing: ldm/prompts.py)" in refused(tool, capsys, clone) and "--undo" in refused(tool, capsys, clone)
+    assert tool.main([str(clone), "--check"]) == 1
+    assert tool.main([str(clone), "--undo"]) == 0 and files_in(clone) == before
+
+
+def test_where_it_cannot_write_a_file_it_leaves_none(tool, clone, capsys):
+    (clone / "ldm" / "regularization").write_text("a file where the patch wants a folder\n")
+    assert "git apply failed" in refused(tool, capsys, clone)
+    assert not (clone / "configs").exists()
+
+
 def test_a_committed_patch_is_taken_back_by_git(tool, clone, capsys):
     git(clone, "am", "--quiet", str(tool.PATCH))
     assert "git revert" in refused(tool, capsys, clone, "--undo")
-    capsys.readouterr()
-    assert "patched already" in refused(tool, capsys, clone)
+    said = refused(tool, capsys, clone)
+    assert "patched already" in said and "git revert" in said and "--undo" not in said
+
+
+def test_a_checkout_with_the_line_ends_of_windows_is_patched_and_unpatched(tool, clone, tmp_path, capsys):
+    windows = tmp_path / "a folder with spaces"
+    git(clone, "clone", "--quiet", "--config", "core.autocrlf=true", str(clone), str(windows))
+    before = files_in(windows)
+    assert (windows / "main.py").read_bytes().endswith(b"\r\n")
+    assert tool.main([str(windows)]) == 0 and (windows / "ldm" / "prompts.py").read_bytes().endswith(b"\r\n")
+    assert tool.main([str(windows), "--undo"]) == 0
+    assert files_in(windows) == before and git(windows, "status", "--porcelain") == ""
+
+
+def test_a_patch_file_with_the_line_ends_of_windows_is_the_same_patch(tool, clone, tmp_path, monkeypatch):
+    windows = tmp_path / tool.PATCH.name
+    windows.write_bytes(tool.PATCH.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setattr(tool, "PATCH", windows)
+    assert tool.main([str(clone)]) == 0 and tool.main([str(clone), "--undo"]) == 0
+    assert not (clone / "ldm" / "regularization").exists()
+
+
+def test_another_repository_in_the_environment_is_not_looked_at(tool, clone, tmp_path, monkeypatch):
+    """Git's hooks and aliases run programs with GIT_DIR set."""
+    git(tmp_path, "init", "--quiet", "other")
+    (tmp_path / "other" / "main.py").write_text("another\n")
+    git(tmp_path / "other", "add", "--all")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert tool.main([str(clone)]) == 0 and (clone / "ldm" / "prompts.py").is_file()
+
+
+def test_a_clone_that_git_will_not_read_is_not_taken_for_a_clean_one(tool, clone, capsys):
+    """As one that belongs to another user: git says what to do."""
+    (clone / ".git" / "config").write_text("[core\n")
+    assert "git cannot read" in refused(tool, capsys, clone) and "config" in refused(tool, capsys, clone)
+
+
+def test_without_the_patch_beside_it_it_says_so(tool, clone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "PATCH", tmp_path / tool.PATCH.name)
+    said = refused(tool, capsys, clone)
+    assert str(tool.PATCH) in said and "side by side" in said
+
+
+def test_looking_and_undoing_at_once_is_not_understood(tool, clone, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tool.main([str(clone), "--check", "--undo"])
+    assert stopped.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 def test_without_git_it_says_so(tool, clone, capsys, monkeypatch):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from tests.golden.case import REPOSITORY
+from tests.golden.case import REPOSITORY, oracle_file
 
 PATCH = REPOSITORY / "patches" / "0001-locality-regularizer.patch"
 # What the published repository offers to a new file, beside the files that the patch itself brings.
@@ -100,6 +101,22 @@ def test_its_yaml_files_name_only_classes_that_are_there(maker):
         if path.endswith(".yaml"):
             targets = re.findall(r"target: ([\w.]+)", OmegaConf.to_yaml(OmegaConf.load(REPOSITORY / path)))
             assert targets and all(target in theirs or target.rpartition(".")[0] in brought for target in targets)
+
+
+def test_the_readmes_commands_are_such_as_the_published_code_knows(maker):
+    """Yaml files that are there or brought, and flags that are there: the run, without and with the term, and a look at both."""
+    text = (REPOSITORY / "patches" / "README.md").read_text(encoding="utf-8")
+    published = set(json.loads((REPOSITORY / "tests" / "contract" / "recorded" / "configs.json").read_text()))
+    flags = {name: {flag for entry in entries for flag in entry["flags"]} for name, entries in json.loads(oracle_file("facts_cli.json").read_text()).items()}
+    flags["main.py"].add("--gpus")  # its Lightning's own
+    commands = [line.split() for line in text.splitlines() if line.startswith("python ") and not line.startswith("python PATH")]
+    assert [words[1] for words in commands] == ["main.py", "main.py", "scripts/stable_txt2img.py"]
+    for words in commands:
+        assert {word for word in words if word.startswith("-")} <= flags[words[1]]
+        assert {word for word in words if word.startswith("configs/")} <= published | set(maker.carried_files())
+    without, with_term = (words for words in commands if words[1] == "main.py")
+    yaml = "configs/stable-diffusion/v1-finetune_unfrozen"
+    assert [pair for pair in zip(without, with_term) if len(set(pair)) == 2] == [(f"{yaml}.yaml", f"{yaml}_reg.yaml"), ("without", "with")]
 
 
 def test_the_readme_says_the_steps_that_the_published_sampler_knows():
