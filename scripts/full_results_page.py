@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ldm.evaluation.command import run_command
-from ldm.evaluation.full_page import write_full_page
+from ldm.evaluation.full_study.page import write_full_page
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ldm.evaluation.attributes import DEFAULT_WEIGHTS
 from ldm.evaluation.command import add_device_flag, run_command
-from ldm.evaluation.full_plan import FINALS, HOURS, SCREEN, FullStudy, Stage
-from ldm.evaluation.full_study import run_full_study
+from ldm.evaluation.full_study.course import run_full_study
+from ldm.evaluation.full_study.plan import FINALS, HOURS, SCREEN, FullStudy, Stage
 from ldm.evaluation.tuning import CHARACTER_BASE
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from ldm.evaluation.arms import UNREGULARIZED, Arm, arm_of
+from ldm.evaluation.full_study.arms import UNREGULARIZED, Arm, arm_of
 from ldm.regularization.drift import FEWEST_TRAJECTORIES, student_t_quantile
 
 Row = Mapping[str, Any]

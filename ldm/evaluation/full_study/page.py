@@ -5,12 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ldm.evaluation.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm
-from ldm.evaluation.full_chart import lines_of, write_chart
-from ldm.evaluation.full_rows import FullResultsFile
-from ldm.evaluation.full_sentences import IDEA_NAMES, sentences
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.chart import lines_of, write_chart
+from ldm.evaluation.full_study.rows import FullResultsFile
+from ldm.evaluation.full_study.sentences import IDEA_NAMES, sentences
+from ldm.evaluation.full_study.statistics import Estimate, Row, Standing, by_arm, drift_decades, hypervolume, over_characters, standings
 from ldm.evaluation.results_page import put_between
-from ldm.evaluation.statistics import Estimate, Row, Standing, by_arm, drift_decades, hypervolume, over_characters, standings
 
 BEGIN, END = "<!-- written by scripts/full_results_page.py: begin -->", "<!-- written by scripts/full_results_page.py: end -->"
 

@@ -9,8 +9,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ldm.checkpoints import atomic_write
-from ldm.evaluation.arms import UNREGULARIZED
-from ldm.evaluation.statistics import REFERENCE, Standing, hypervolume
+from ldm.evaluation.full_study.arms import UNREGULARIZED
+from ldm.evaluation.full_study.statistics import REFERENCE, Standing, hypervolume
 
 
 def lines_of(found: Iterable[Standing]) -> dict[str, list[Standing]]:

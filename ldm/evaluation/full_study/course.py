@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from tqdm import tqdm
 
 from ldm.data.characters import training_pictures
-from ldm.evaluation.arms import FEWER_WEIGHTS, FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, WEIGHTS, Arm, screen_arms
-from ldm.evaluation.finalists import finals_arms, two_phase_arms
-from ldm.evaluation.full_costs import Estimator, measure_costs
-from ldm.evaluation.full_measure import RowMaker, has_run, make_rows, trained
-from ldm.evaluation.full_plan import FullStudy, Job, Stage
-from ldm.evaluation.full_rows import FullResultsFile
+from ldm.evaluation.full_study.arms import FEWER_WEIGHTS, FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, WEIGHTS, Arm, screen_arms
+from ldm.evaluation.full_study.costs import Estimator, measure_costs
+from ldm.evaluation.full_study.finalists import finals_arms, two_phase_arms
+from ldm.evaluation.full_study.measure import RowMaker, has_run, make_rows, trained
+from ldm.evaluation.full_study.plan import FullStudy, Job, Stage
+from ldm.evaluation.full_study.rows import FullResultsFile
 from ldm.evaluation.results_file import Key
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} min [{elapsed}<{remaining}]"

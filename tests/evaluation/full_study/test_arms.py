@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import pytest
 
-from ldm.evaluation.arms import CONDITIONINGS, CONFIGS, FEWER_WEIGHTS, IDEAS, LATENTS, NEAR_CONCEPT, RIVALS, WEIGHTS, Arm, arm_of, screen_arms
+from ldm.evaluation.full_study.arms import CONDITIONINGS, CONFIGS, FEWER_WEIGHTS, IDEAS, LATENTS, NEAR_CONCEPT, RIVALS, WEIGHTS, Arm, arm_of, screen_arms
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.regularized import RegularizedLatentDiffusion
 from ldm.training.compose import merge
 from ldm.training.validation import check_config
 from ldm.util import get_obj_from_str
-from tests.evaluation.full_world import made_row
+from tests.evaluation.full_study.world import made_row
 from tests.golden.case import REPOSITORY
 
 ARMS = screen_arms()

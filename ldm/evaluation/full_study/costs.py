@@ -7,10 +7,10 @@ from statistics import median
 
 from omegaconf import DictConfig
 
-from ldm.evaluation.arms import FROZEN, UNREGULARIZED, WITHOUT_RUN, Arm, arm_of
-from ldm.evaluation.full_measure import NATS_DRAWS
-from ldm.evaluation.full_plan import FullStudy, Job, PromptLists, Stage
-from ldm.evaluation.full_rows import FullResultsFile
+from ldm.evaluation.full_study.arms import FROZEN, UNREGULARIZED, WITHOUT_RUN, Arm, arm_of
+from ldm.evaluation.full_study.measure import NATS_DRAWS
+from ldm.evaluation.full_study.plan import FullStudy, Job, PromptLists, Stage
+from ldm.evaluation.full_study.rows import FullResultsFile
 from ldm.evaluation.models import sampling_of
 from ldm.evaluation.step_cost import peak_bytes, step_ratio
 from ldm.training.compose import merge, read_config

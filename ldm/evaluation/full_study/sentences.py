@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ldm.evaluation.arms import IDEAS, MIXTURE, UNREGULARIZED, Arm
-from ldm.evaluation.full_chart import lines_of
-from ldm.evaluation.statistics import KEEPS_IDENTITY, REFERENCE, Estimate, Row, Standing, by_arm, drift_decades, hypervolume, in_order, standings
+from ldm.evaluation.full_study.arms import IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.chart import lines_of
+from ldm.evaluation.full_study.statistics import KEEPS_IDENTITY, REFERENCE, Estimate, Row, Standing, by_arm, drift_decades, hypervolume, in_order, standings
 
 IDEA_NAMES = {
     "empty": "idea 1, the empty prompt", "class": "idea 2, class prompts", "embedding": "idea 3, half-way in the token embeddings",

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ldm.evaluation.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
-from ldm.evaluation.statistics import Row, Standing, in_order, standings
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
+from ldm.evaluation.full_study.statistics import Row, Standing, in_order, standings
 
 RIVAL_FINALISTS = 3
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from ldm.evaluation.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
-from ldm.evaluation.finalists import finals_arms, two_phase_arms
-from tests.evaluation.full_world import made_rows
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
+from ldm.evaluation.full_study.finalists import finals_arms, two_phase_arms
+from tests.evaluation.full_study.world import made_rows
 
 
 def ours(conditioning, strength=1.5, latents="prior", phases=1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ldm.evaluation.arms import FROZEN, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.arms import FROZEN, UNREGULARIZED, Arm
 
 CONCEPTS = ("a", "b", "c", "d")
 PLAIN_DRIFT = {"a": 0.1, "b": 0.05, "c": 0.2, "d": 0.1}

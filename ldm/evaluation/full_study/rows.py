@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ldm.checkpoints import atomic_write
-from ldm.evaluation.arms import arm_of
-from ldm.evaluation.full_plan import Job, PromptLists
+from ldm.evaluation.full_study.arms import arm_of
+from ldm.evaluation.full_study.plan import Job, PromptLists
 from ldm.evaluation.metrics import Reading, reserved_traits, trait_rate
 from ldm.evaluation.results_file import ResultsFile, make_row
 

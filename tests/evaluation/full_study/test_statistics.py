@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from ldm.evaluation.arms import UNREGULARIZED, Arm
-from ldm.evaluation.statistics import drift_decades, estimate, hypervolume, in_order, over_characters, pareto_front, standings
-from tests.evaluation.full_world import made_row, made_rows
+from ldm.evaluation.full_study.arms import UNREGULARIZED, Arm
+from ldm.evaluation.full_study.statistics import drift_decades, estimate, hypervolume, in_order, over_characters, pareto_front, standings
+from tests.evaluation.full_study.world import made_row, made_rows
 
 OURS, OTHER = Arm("locality", "class", "prior", 1.5), Arm("locality", "empty", "prior", 1.5)
 

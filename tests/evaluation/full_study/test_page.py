@@ -6,12 +6,12 @@ import json
 import pytest
 from PIL import Image
 
-from ldm.evaluation.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm
-from ldm.evaluation.full_chart import shown_lines
-from ldm.evaluation.full_page import BEGIN, END, write_full_page, written
-from ldm.evaluation.full_sentences import sentences
-from ldm.evaluation.statistics import standings
-from tests.evaluation.full_world import CONCEPTS, made_row, made_rows
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.chart import shown_lines
+from ldm.evaluation.full_study.page import BEGIN, END, write_full_page, written
+from ldm.evaluation.full_study.sentences import sentences
+from ldm.evaluation.full_study.statistics import standings
+from tests.evaluation.full_study.world import CONCEPTS, made_row, made_rows
 
 
 def ours(conditioning, strength=1.5, latents="prior"):

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from ldm.evaluation.arms import EARLY_PARTS, UNREGULARIZED, Arm
 from ldm.evaluation.bench import Bench
 from ldm.evaluation.comparison import DRIFT_SEED
 from ldm.evaluation.demonstration import WITHOUT_PREVIEWS
-from ldm.evaluation.full_plan import FullStudy, Job, PromptLists, Stage
-from ldm.evaluation.full_rows import Row, full_row
+from ldm.evaluation.full_study.arms import EARLY_PARTS, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.plan import FullStudy, Job, PromptLists, Stage
+from ldm.evaluation.full_study.rows import Row, full_row
 from ldm.evaluation.metrics import denoising_loss, drift_by_prompt
 from ldm.evaluation.models import chosen_device, load_run, open_run, sampling_of
 from ldm.evaluation.nats import nats_by_prompt

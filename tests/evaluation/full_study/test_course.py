@@ -12,21 +12,22 @@ import yaml
 
 from ldm.checkpoints import save_weights
 from ldm.data.characters import training_pictures
-from ldm.evaluation import arms, bench, full_costs, full_plan, full_study, tuning
-from ldm.evaluation.arms import EARLY, FROZEN, IDEAS, MIXTURE, SHIPPED, UNREGULARIZED, Arm, screen_arms
+from ldm.evaluation import bench, tuning
 from ldm.evaluation.attributes import AttributeClassifier
-from ldm.evaluation.finalists import finals_arms
-from ldm.evaluation.full_costs import Estimator, cost_of
-from ldm.evaluation.full_measure import RowMaker, early_step, make_rows, run_words, trained
-from ldm.evaluation.full_plan import FINALS, SCREEN, FullStudy, Job
-from ldm.evaluation.full_rows import FullResultsFile
+from ldm.evaluation.full_study import arms, costs, course, plan
+from ldm.evaluation.full_study.arms import EARLY, FROZEN, IDEAS, MIXTURE, SHIPPED, UNREGULARIZED, Arm, screen_arms
+from ldm.evaluation.full_study.costs import Estimator, cost_of
+from ldm.evaluation.full_study.finalists import finals_arms
+from ldm.evaluation.full_study.measure import RowMaker, early_step, make_rows, run_words, trained
+from ldm.evaluation.full_study.plan import FINALS, SCREEN, FullStudy, Job
+from ldm.evaluation.full_study.rows import FullResultsFile
+from ldm.evaluation.full_study.statistics import standings
 from ldm.evaluation.prompts import read_prompts
-from ldm.evaluation.statistics import standings
 from ldm.prompts import imagenet_templates_small
 from ldm.training.compose import read_config
 from ldm.training.run import main as training_command
 from tests.evaluation import small_characters
-from tests.evaluation.full_world import made_row, made_rows
+from tests.evaluation.full_study.world import made_row, made_rows
 from tests.evaluation.test_results import KEYS
 from tests.golden.case import REPOSITORY
 from tests.regularization.tiny_runs import term_config
@@ -82,7 +83,7 @@ def study(tmp_path, base, classifiers, configs):
 def toy_size(monkeypatch, configs):
     """The training command runs in this process. Returns the words of each of its calls."""
     calls = []
-    monkeypatch.setattr(full_plan, "CONFIGS", configs)
+    monkeypatch.setattr(plan, "CONFIGS", configs)
 
     def run(words, **options):
         calls.append(words[2:])
@@ -97,14 +98,14 @@ def short_lists(tmp_path):
     """The shipped lists of prompts, two of each."""
     folder = tmp_path / "prompts"
     folder.mkdir()
-    for name in full_plan.LISTS:
+    for name in plan.LISTS:
         texts = [prompt.text for prompt in read_prompts(PROMPTS / f"{name}.txt")]
         (folder / f"{name}.txt").write_text("\n".join(texts[:2]))
     return folder
 
 
 def test_the_full_study_goes_from_words_to_rows_to_page_and_on_where_it_stopped(command, base, classifiers, toy_size, short_lists, tmp_path, monkeypatch):
-    monkeypatch.setattr(full_costs, "peak_bytes", lambda config, base, **how: 1000 if "regularization_config" not in config.params else 1250)
+    monkeypatch.setattr(costs, "peak_bytes", lambda config, base, **how: 1000 if "regularization_config" not in config.params else 1250)
     out, runs, page = tmp_path / "full.json", tmp_path / "runs", tmp_path / "results.md"
     words = ["--out", out, "--runs", runs, "--base-checkpoint", base, "--classifiers", classifiers, "--prompts", short_lists, *FEW, "--arms", *ARMS]
     code, said = command("study_full", *words)
@@ -170,7 +171,7 @@ def test_bad_words_get_one_line_before_anything_is_written(command, base, classi
 
 
 def test_the_lists_of_prompts_are_what_they_say():
-    lists = full_plan.PromptLists.read(PROMPTS).texts
+    lists = plan.PromptLists.read(PROMPTS).texts
     assert set(lists["heldout"]) < set(lists["off_pattern"]) and {"character", "a character"} < set(lists["off_pattern"])
     assert not set(lists["in_pattern"]) & set(lists["off_pattern"]) and not set(lists["leak_in_pattern"]) & set(lists["leak_off_pattern"])
     captions = {template.format("character") for template in imagenet_templates_small}
@@ -230,25 +231,25 @@ def test_an_arm_whose_run_fails_does_not_stop_the_others(study, monkeypatch):
         results = FullResultsFile(out)
         results.plan = {"weights": [1.5]}
         results.rows = [made_row(UNREGULARIZED, "nobody")]
-        course = full_study._Course(replace(study, out=out, only=("kv_only/*",)), results, lambda words: None)
-        course.makers = dict.fromkeys(("screen", "finals"))
-        return course
+        going = course._Course(replace(study, out=out, only=("kv_only/*",)), results, lambda words: None)
+        going.makers = dict.fromkeys(("screen", "finals"))
+        return going
 
-    monkeypatch.setattr(full_study, "make_rows", some_rows)
-    monkeypatch.setattr(full_study, "measure_costs", lambda *_: None)
+    monkeypatch.setattr(course, "make_rows", some_rows)
+    monkeypatch.setattr(course, "measure_costs", lambda *_: None)
     failing = {"kv_only/0.0001"}
-    course = run(study.out)
+    going = run(study.out)
     with pytest.raises(ValueError, match="2 rows could not be made.*kv_only/0.0001 of .*seed 0: its loss is no number"):
-        course.run()
-    kept = [row["model"] for row in course.results.rows if row["stage"] == "screen"]
+        going.run()
+    kept = [row["model"] for row in going.results.rows if row["stage"] == "screen"]
     assert "kv_only/0.0001" not in kept and {"kv_only/0.0003", "kv_only/0.001", "kv_only/0.003"} < set(kept)
-    assert len([row for row in course.results.rows if row["stage"] == "finals"]) == 3 * len(study.finals.characters) * len(study.finals.seeds)
+    assert len([row for row in going.results.rows if row["stage"] == "finals"]) == 3 * len(study.finals.characters) * len(study.finals.seeds)
 
     failing = {"unregularized"}
-    course = run(study.out.with_name("other.json"))
+    going = run(study.out.with_name("other.json"))
     with pytest.raises(ValueError, match="its loss is no number"):
-        course.run()
-    assert not [row for row in course.results.rows if row["method"] == "kv_only"]
+        going.run()
+    assert not [row for row in going.results.rows if row["method"] == "kv_only"]
 
 
 def test_what_the_frozen_model_draws_is_kept(study, monkeypatch):
@@ -307,7 +308,7 @@ def test_a_screen_that_takes_too_long_has_fewer_weights_and_keeps_them(study, mo
     planned.rows = estimator(study).results.rows
     monkeypatch.setattr(FullResultsFile, "has", lambda self, key: True)
     for hours, weights in ((1000.0, [1.5, 7.5, 37.5]), (0.5, [1.5, 7.5])):
-        full_study._Course(replace(study, hours=hours), planned, said.append).plan()
+        course._Course(replace(study, hours=hours), planned, said.append).plan()
         assert planned.plan["weights"] == weights == json.loads(study.out.read_text())["plan"]["weights"]
     assert "even so it takes longer" in said[-1]
 

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ldm.data.characters import NEW_CHARACTERS, Character
-from ldm.evaluation.arms import CONFIGS, Arm
 from ldm.evaluation.comparison import READ_PROMPTS, Counts
+from ldm.evaluation.full_study.arms import CONFIGS, Arm
 from ldm.evaluation.models import sampling_of
 from ldm.evaluation.prompts import read_prompts
 from ldm.evaluation.results_file import Key, concept_name, settings_of_study
