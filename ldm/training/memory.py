@@ -56,8 +56,6 @@ def estimate(model: pl.LightningModule, batch: Any, precision: str = "32-true") 
     model: a `tracing.twin`, its learning rate set, which is used up; batch: one of its batches, None to leave the activations out.
     Raises whatever the model raises where it cannot be run without numbers.
     """
-    if precision.endswith("-true") and precision != "32-true":
-        model.to({"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32))
     regularizer = getattr(model, "regularizer", None)
     on = regularizer is not None and regularizer.on
     with tracing.tracing() as live, cast_as(precision):
