@@ -4,12 +4,13 @@
 
 For instance the base and the last.ckpt of a run. Of each group: how many of its tensors differ, the largest difference of a value, and
 ‖after − before‖ / ‖before‖. What only one of the two holds is counted apart: a run on a frozen base leaves that out of its checkpoints.
+A word that only AFTER holds is compared with the vectors that it began with, where AFTER holds those.
 """
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -21,6 +22,7 @@ GROUPS = {
     "first stage": "first_stage_model.",
 }  # fmt: skip
 OTHER = "tables and counters"
+WORD, INITIAL = "embedding_manager.string_to_param_dict.", "embedding_manager.initial_embeddings."
 
 
 class Moved(NamedTuple):
@@ -30,6 +32,7 @@ class Moved(NamedTuple):
     largest: float                 # of the differences of its values
     distance: float                # ‖after − before‖²
     size: float                    # ‖before‖²
+    since: str = ""                # with what it was compared, where not with the first checkpoint's
 
 
 def group_of(key: str) -> str:
@@ -46,6 +49,23 @@ def moved(key: str, before: Tensor, after: Tensor) -> Moved:
     return Moved(key, difference.abs().max().item() if a.numel() else 0.0, difference.square().sum().item(), a.square().sum().item())
 
 
+def learnt_since_the_start(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Moved]:
+    """The words that only the second checkpoint holds, compared with the vectors that it says they began with."""
+    starts = {WORD + key.removeprefix(INITIAL): start for key, start in after.items() if key.startswith(INITIAL)}
+    alone = [word for word in starts if word in after and word not in before]
+    return [moved(word, starts[word], after[word])._replace(since=" (from its initial vectors)") for word in alone]
+
+
+def summary(rows: Sequence[Moved], what: str, since: str = "") -> str:
+    """How many of these moved, and how far; empty for none at all."""
+    differ = [row for row in rows if row.largest > 0]
+    said = f"{len(differ)} of {len(rows)} {what} moved{since}" if rows else ""
+    if differ:
+        relative = (sum(row.distance for row in rows) / max(sum(row.size for row in rows), 1e-300)) ** 0.5
+        said += f", a value by at most {max(row.largest for row in differ):.3g}, all by {relative:.3g} of their norm"
+    return said
+
+
 def report(before: Mapping[str, Tensor], after: Mapping[str, Tensor], most: int) -> list[str]:
     """The lines of the comparison."""
     lines = []
@@ -54,15 +74,13 @@ def report(before: Mapping[str, Tensor], after: Mapping[str, Tensor], most: int)
         if not keys:
             continue
         rows = [moved(key, before[key], after[key]) for key in keys if key in before and key in after]
-        differ = [row for row in rows if row.largest > 0]
+        words = learnt_since_the_start(before, after) if group_of(WORD) == name else []
         only = {"first": [key for key in keys if key not in after], "second": [key for key in keys if key not in before]}
         alone = [f"{len(lonely)} only in the {which}" for which, lonely in only.items() if lonely]
-        said = f"{len(differ)} of {len(rows)} tensors moved" if rows else ""
-        if differ:
-            relative = (sum(row.distance for row in rows) / max(sum(row.size for row in rows), 1e-300)) ** 0.5
-            said += f", a value by at most {max(row.largest for row in differ):.3g}, all by {relative:.3g} of their norm"
-        lines.append(f"{name:<20} {'; '.join(filter(None, [said, *alone]))}")
-        lines += [f"    {row.largest:.3g}  {row.key}" for row in sorted(differ, key=lambda row: -row.largest)[:most]]
+        since = f" from {'its' if len(words) == 1 else 'their'} initial vectors"
+        lines.append(f"{name:<20} {'; '.join(filter(None, [summary(rows, 'tensors'), summary(words, 'words', since), *alone]))}")
+        differ = sorted((row for row in [*rows, *words] if row.largest > 0), key=lambda row: -row.largest)
+        lines += [f"    {row.largest:.3g}  {row.key}{row.since}" for row in differ[:most]]
     return lines
 
 

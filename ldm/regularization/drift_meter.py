@@ -6,6 +6,7 @@ frozen outputs there are made once, before training: measuring takes one forward
 from typing import Any, Dict, Optional, Sequence, Union
 
 import torch
+from torch import Tensor, distributed
 
 from ldm.regularization.chance import Chance
 from ldm.regularization.checks import whole
@@ -56,17 +57,17 @@ class DriftMeter(Part):
     def prepare(self, start: Start) -> None:
         """Draw the samples and store the frozen outputs, or find them: while θ is θ₀."""
         start = start._replace(seed=(start.seed + SEED_OFFSET) % 2**62)
-        self._chance = Chance(start.seed)  # the same on every rank, like what is measured
+        self._chance = Chance(start.seed)  # the same points on every rank
         self._latents.prepare(start, self._conditioning)
         self._source = self._teacher.prepare(start, self._conditioning, self._latents)
 
     @torch.no_grad()
     def __call__(self, model: Any, batch: TrainingBatch) -> float:
-        """Mean ‖Δε‖² at the next points; device and dtype follow the batch."""
+        """Mean ‖Δε‖² at the next points; device and dtype follow the batch. One number for all ranks, so that they weigh alike."""
         probes = self._source.draw(model, batch, self.points, self._conditioning, self._chance)
         with in_eval_mode(model):
             error = squared_error(model.denoise(probes), probes.frozen)
-        return float((eps_per_output(model)[probes.t] * error).mean())
+        return float(mean_over_ranks((eps_per_output(model)[probes.t] * error).mean()))
 
     def describe(self) -> str:
         return f"{self.points} points on {self._conditioning.describe()}"
@@ -78,3 +79,13 @@ class DriftMeter(Part):
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._chance.load_state_dict(state)
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a number over the processes that train together, float32; every rank has to come here."""
+    value = value.detach().float()
+    if not distributed.is_available() or not distributed.is_initialized():
+        return value
+    total = value.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()

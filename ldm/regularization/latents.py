@@ -22,9 +22,14 @@ class Latents(Part):
 
     listable = False  # whether there are finitely many samples from which all probes come: what a cached teacher needs
     brings_concat = False  # whether its probes come with the other condition of a hybrid network
+    samples = 0  # of a listable source
 
     def prepare(self, start: Start, conditioning: Conditioning) -> None:
         """Do, once, what takes time before training."""
+
+    def largest_pass(self) -> int:
+        """Samples in the largest pass of the network that `prepare` makes, at most."""
+        return 0
 
     def first_t(self, model: Model) -> int:
         """The least timestep that a probe can have; of several sources, of the one that begins last."""
@@ -168,6 +173,9 @@ class Drawn(SampleBank):
         self._sampling_batch_size = whole(sampling_batch_size, "latents_config.params.sampling_batch_size")
         self._cache_dir = cache_dir
 
+    def largest_pass(self) -> int:
+        return self._sampling_batch_size * (1 if self.guidance_scale == 1.0 else 2)  # guidance asks for the empty prompt too
+
     def made(self, start: Start, conditioning: Conditioning) -> Dict[str, Tensor]:
         """What `sample` returns for all samples, from disk if they were drawn before."""
         chance = Chance(start.seed)
@@ -247,6 +255,9 @@ class MixedLatents(SampleBank):
                     "What fits: PriorSamples, Trajectories, TrainingPictures."
                 )
         super().__init__(sum(part.samples for part in self.parts))
+
+    def largest_pass(self) -> int:
+        return max(part.largest_pass() for part in self.parts)
 
     def first_t(self, model: Model) -> int:
         return max(part.first_t(model) for part in self.parts)

@@ -23,9 +23,18 @@ class Teacher(Part):
     """What each teacher is by default: it takes nothing, and any probe will do."""
 
     needs_adapters = False  # of the model, in the place of which θ would be tuned itself
+    second_network = False  # whether it keeps a network of its own, as its `dtype` and `device` say
 
     def check(self, conditioning: Conditioning, latents: Latents, concept_moves: bool = False) -> None:
         """Raise ValueError if this teacher cannot answer for such probes. concept_moves: the placeholder's vectors are being trained."""
+
+    def stored(self, latents: Latents) -> int:
+        """Probes from these latents at which it stores f0, in its `dtype`, before training; 0 where it makes f0 in every step."""
+        return 0
+
+    def largest_pass(self) -> int:
+        """Probes in the largest pass of the network that `prepare` makes, at most."""
+        return 0
 
     def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:
         """Take or store what is needed of θ₀. Returns the source of all probes from now on."""
@@ -47,6 +56,8 @@ class FrozenCopy(Teacher):
     dtype: its matrix products run, and their weights are kept, in this precision (`bfloat16`, `float16`); as they are unless given.
     device: where it lies; where the model does unless given.
     """
+
+    second_network = True
 
     def __init__(self, dtype: Optional[str] = None, device: Optional[str] = None):
         self.dtype = dtype
@@ -115,6 +126,12 @@ class CachedTeacher(Teacher):
         self._dtype = _dtype(dtype, "CachedTeacher")
         self._batch_size = batch_size
         self._cache_dir = cache_dir
+
+    def stored(self, latents: Latents) -> int:
+        return self.noisings * latents.samples
+
+    def largest_pass(self) -> int:
+        return self._batch_size
 
     def check(self, conditioning: Conditioning, latents: Latents, concept_moves: bool = False) -> None:
         if not latents.listable:

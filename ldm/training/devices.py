@@ -9,7 +9,8 @@ import torch
 # What Lightning 1 called accelerators, and configs saved then still do.
 STRATEGIES = ("ddp", "ddp_spawn")
 # Lightning's names of precisions, those of before version 2 among them.
-FLOAT16, BFLOAT16 = ("16", "16-mixed", "16-true"), ("bf16", "bf16-mixed", "bf16-true")
+FLOAT16, BFLOAT16 = ("16", "16-mixed"), ("bf16", "bf16-mixed")
+NOT_FLOAT32 = ("16-true", "bf16-true", "64-true", "64")        # of the weights themselves
 NO_GPU = (None, "", 0, "0", [], False)
 
 
@@ -39,12 +40,16 @@ def chosen_devices(trainer_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_precision(trainer_config: Mapping[str, Any]) -> None:
-    """The chosen device computes in the precision asked for. Raises ValueError; Lightning would quietly take another one.
+    """The model and the chosen device compute in the precision asked for. Raises ValueError; Lightning would quietly take another one, or stop in the first
+    step: pictures come to the networks in float32 whatever their weights are in.
 
     trainer_config: with `accelerator`, as `chosen_devices` returns it, and `precision`, if given. Names that Lightning does not know are left to it.
     """
     given = trainer_config.get("precision")
     precision = str(given)
+    if precision in NOT_FLOAT32:
+        raise ValueError(f"--precision {given}: the networks keep their weights in float32, in which pictures, noise tables and learnt words are too. "
+                         "Take --precision bf16-mixed, 16-mixed (on a GPU) or 32-true, or leave the flag out.")
     if trainer_config.get("accelerator") == "cpu" and precision in FLOAT16:
         raise ValueError(f"--precision {given}: a CPU trains in float32 or bfloat16, not in float16. Take --precision bf16-mixed, leave the flag out, "
                          "or train on a GPU (--gpus 0,).")

@@ -26,7 +26,6 @@ GIB = 2**30
 # What a CUDA context and its libraries' kernels and workspaces take of a card before the first tensor; torch's allocator does not count it.
 CUDA_CONTEXT = 0.6 * GIB
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-PROBES_A_PASS = 8                                              # while banks are made, unless the parts say otherwise
 
 
 class Need(NamedTuple):
@@ -56,14 +55,12 @@ def estimate(model: pl.LightningModule, batch: Any, precision: str = "32-true") 
     model: a `tracing.twin`, its learning rate set, which is used up; batch: one of its batches, None to leave the activations out.
     Raises whatever the model raises where it cannot be run without numbers.
     """
-    if precision.endswith("-true") and precision != "32-true":
-        model.to({"16-true": torch.float16, "bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32))
     regularizer = getattr(model, "regularizer", None)
     on = regularizer is not None and regularizer.on
     with tracing.tracing() as live, cast_as(precision):
         tracing.made_fake(model)
         weights, peaks = live.live, {}
-        kept = kept_by_term(model, regularizer, live) if on else []
+        kept = kept_by_term(model, regularizer) if on else []
         kept_bytes = live.live - weights
         if on:
             with phase("while the locality term is prepared", live, peaks), torch.no_grad():
@@ -141,17 +138,14 @@ def foreach(optimizers: list[torch.optim.Optimizer]) -> list[torch.optim.Optimiz
     return told
 
 
-def kept_by_term(model: pl.LightningModule, regularizer: Any, live: LiveBytes) -> list[Any]:
+def kept_by_term(model: pl.LightningModule, regularizer: Any) -> list[Any]:
     """What the term holds from before the first step on: a second network, or its probes and what the frozen model said at them."""
-    teacher, kept = regularizer.teacher, []
-    if hasattr(teacher, "noisings"):
-        probes = teacher.noisings * getattr(regularizer.latents, "samples", 0)
-        latent = (probes, model.channels, model.image_size, model.image_size)
+    teacher, stored = regularizer.teacher, regularizer.teacher.stored(regularizer.latents)
+    if stored:
+        latent = (stored, model.channels, model.image_size, model.image_size)
         answers = (passes(regularizer), *latent)
-        kept += [torch.empty(latent), torch.empty(answers, dtype=getattr(torch, str(teacher.dtype)))]
-    elif not teacher.needs_adapters:
-        kept += [network for network in frozen_copies(model, teacher)]
-    return kept
+        return [torch.empty(latent), torch.empty(answers, dtype=getattr(torch, str(teacher.dtype)))]
+    return list(frozen_copies(model, teacher)) if teacher.second_network else []
 
 
 def frozen_copies(model: pl.LightningModule, teacher: Any) -> Iterator[list[Tensor]]:
@@ -170,9 +164,7 @@ def own(tensors: Mapping[str, Tensor | None]) -> Iterator[Tensor]:
 
 def rehearse_banks(model: pl.LightningModule, regularizer: Any) -> None:
     """The frozen model's passes before the first step."""
-    sources = getattr(regularizer.latents, "parts", [regularizer.latents])
-    sizes = [getattr(part, "_sampling_batch_size", 1) * (2 if getattr(part, "guidance_scale", 1.0) != 1.0 else 1) for part in sources]
-    n = max(*sizes, passes(regularizer) * max(getattr(regularizer.teacher, "_batch_size", 1), regularizer.batch_size))
+    n = max(regularizer.latents.largest_pass(), passes(regularizer) * max(regularizer.teacher.largest_pass(), regularizer.batch_size))
     model.eval()
     z, t, c = probes(model, n)
     model.apply_model(z, t, c)
@@ -183,7 +175,7 @@ def rehearse_term(model: pl.LightningModule, regularizer: Any, batch: Any) -> Te
     n = len(batch[model.first_stage_key]) if regularizer.latents.brings_concat else regularizer.batch_size
     z, t, c = probes(model, n * passes(regularizer))
     f0 = torch.empty_like(z)
-    if not hasattr(regularizer.teacher, "noisings"):
+    if not regularizer.teacher.stored(regularizer.latents):
         with torch.no_grad():
             f0 = model.apply_model(z, t, c.detach())
     return (model.apply_model(z, t, c) - f0).pow(2).mean()

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from ldm.checkpoints import read_state_dict, save_weights
 from ldm.checkpoints.loading import LoadReport
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from tests.models.diffusion.tiny import LATENTS, PICTURES, UNET, WORDS, latent_diffusion, randomise, with_params
 from tests.models.first_stages import NO_TRAINING, kl_model
 from tests.modules.text_encoders import clip_folder
@@ -138,6 +139,37 @@ def test_a_checkpoint_with_a_first_stage_of_its_own_wins_and_says_how_to_change_
     kept = latent_diffusion(ckpt_path=base, first_stage_config=config, ignore_keys=["first_stage_model."])
     holds(kept, own)
     holds(kept, {key: value for key, value in weights.items() if key.startswith(("model.", "cond_stage_model."))})
+
+
+def test_a_first_stages_file_that_is_not_there_is_not_missed_where_the_checkpoint_has_a_first_stage(weights, tmp_path, caplog):
+    gone = with_params(PICTURES, ckpt_path=str(tmp_path / "gone.ckpt"))
+    base = write(tmp_path / "base.ckpt", weights)
+    with caplog.at_level(logging.WARNING, logger="ldm"):
+        model = latent_diffusion(ckpt_path=base, first_stage_config=gone)
+    holds(model, weights)
+    assert not any(tensor.is_meta for tensor in model.parameters())
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("first_stage_config.params.ckpt_path: ") and str(tmp_path / "gone.ckpt") in said and base in said
+    assert gone["params"]["ckpt_path"], "the caller's config stays as it is"
+
+
+@pytest.mark.parametrize("why", ["no base", "base without one", "base's is ignored", "loaded in a way of one's own"])
+def test_a_first_stages_file_that_is_not_there_is_an_error_where_nothing_else_brings_it(weights, tmp_path, why, monkeypatch):
+    gone = with_params(PICTURES, ckpt_path=str(tmp_path / "gone.ckpt"))
+    rest = {key: value for key, value in weights.items() if not key.startswith("first_stage_model.")}
+    options = {} if why == "no base" else {"ckpt_path": write(tmp_path / "base.ckpt", rest if why == "base without one" else weights)}
+    if why == "base's is ignored":
+        options["ignore_keys"] = ["first_stage_model."]
+    if why == "loaded in a way of one's own":
+        monkeypatch.setattr(LatentDiffusion, "init_from_ckpt", lambda *_: pytest.fail("before the first stage was there"))
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*gone\.ckpt"):
+        latent_diffusion(first_stage_config=gone, **options)
+
+
+def test_half_of_a_first_stage_does_not_stand_in_for_a_file_that_is_not_there(weights, tmp_path):
+    half = write(tmp_path / "half.ckpt", {key: value for key, value in weights.items() if not key.startswith("first_stage_model.decoder.")})
+    with pytest.raises(ValueError, match="keys are missing: first_stage_model.decoder"):
+        latent_diffusion(ckpt_path=half, first_stage_config=with_params(PICTURES, ckpt_path=str(tmp_path / "gone.ckpt")))
 
 
 def test_without_a_file_of_its_own_a_missing_first_stage_is_an_error(weights, tmp_path):

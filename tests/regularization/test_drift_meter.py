@@ -57,6 +57,29 @@ def test_it_takes_one_pass_and_leaves_modes_and_randomness_alone(meter):
     assert first != second > 0, "the next points in turn"
 
 
+def weigh_as_one_of_two(rank, folder):
+    """A process of a run whose ranks measure different drift: 0.01 and 0.04."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+
+    class Shifted(ToyModel):
+        def denoise(self, probes, theta=None):
+            return super().denoise(probes, theta) + 0.1 * (rank + 1)
+
+    held_out = DriftMeter(samples=4, ddim_steps=2, noisings=5, points=20, cache_dir=f"{folder}/{rank}")
+    budget = DriftBudget(0.02, weight=4.0, meter=held_out)
+    budget.bind(WORDS, ClassPrompts(prompts=["never asked"]))
+    budget.prepare(start_of(ToyModel()))
+    drift = budget.watch(Shifted(), batch_of(1), 0)["drift"]
+    torch.save({"drift": drift, "weight": budget.at(1)}, f"{folder}/rank_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_every_rank_weighs_by_the_mean_drift(tmp_path):
+    torch.multiprocessing.spawn(weigh_as_one_of_two, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank_{rank}.pt") for rank in range(2))
+    assert first == second and first["drift"] == pytest.approx(0.025, rel=1e-4) and first["weight"] == pytest.approx(4.0 * 1.25**0.2, rel=1e-4)
+
+
 def test_measurements_go_on_from_a_saved_state(meter):
     model = ToyModel()
     first, second = meter(model, points=3), meter(model, points=3)

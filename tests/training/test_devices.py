@@ -64,7 +64,7 @@ def test_accelerators_of_old_lightning_that_are_strategies_today(cards, name):
     assert chosen_devices({"gpus": 0, "accelerator": name}) == {"accelerator": "cpu", "devices": 1, "strategy": name}
 
 
-@pytest.mark.parametrize("precision", [16, "16", "16-mixed", "16-true"])
+@pytest.mark.parametrize("precision", [16, "16", "16-mixed"])
 def test_float16_on_a_cpu_is_refused_with_what_it_can(precision):
     with pytest.raises(ValueError, match=rf"--precision {precision}: a CPU .*bf16-mixed"):
         check_precision({"accelerator": "cpu", "precision": precision})
@@ -79,6 +79,13 @@ def test_bfloat16_on_a_gpu_without_it_is_refused_with_what_it_can(monkeypatch):
     check_precision({"accelerator": "gpu", "precision": "bf16-mixed"})
 
 
-@pytest.mark.parametrize("precision", [None, 32, "32-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("precision", [None, 32, "32-true", "bf16-mixed"])
 def test_a_cpu_is_left_what_it_can(precision):
     check_precision({"accelerator": "cpu", "precision": precision})
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true", 64, "64"])
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_weights_in_another_format_than_float32_are_refused_with_what_fits(accelerator, precision):
+    with pytest.raises(ValueError, match=rf"--precision {precision}: .*bf16-mixed, 16-mixed \(on a GPU\) or 32-true"):
+        check_precision({"accelerator": accelerator, "precision": precision})

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ldm.training import run as run_module
 from tests.golden.case import REPOSITORY
 from tests.training import tiny, toy
 
@@ -39,6 +40,16 @@ def test_the_small_model_trains_in_bfloat16_as_in_float32(train, tmp_path, name)
         assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
     assert losses["bf16-mixed"] == pytest.approx(losses["32"], rel=0.05)
     assert losses["bf16-mixed"] != losses["32"]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_weights_in_another_format_are_refused_before_the_model_is_built(train, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(run_module, "instantiate_from_config", lambda *_: pytest.fail("the model was built"))
+    config = str(REPOSITORY / "configs" / "characters" / "finetune_unfrozen.yaml")
+    words = ["--actual_resume", str(SMALL_MODEL), "--data_root", str(tiny.photos(tmp_path / "photos")), "--init_word", "character"]
+    ran = train(None, "-b", config, "-l", str(tmp_path / "logs"), *words, "--precision", precision)
+    assert ran.code == 1 and "Traceback" not in ran.out and not (tmp_path / "logs").exists()
+    assert f"error: --precision {precision}: " in ran.out and "bf16-mixed" in ran.out
 
 
 def test_float16_on_the_cpu_is_one_message_and_leaves_nothing(train):

@@ -1,6 +1,7 @@
 """Several processes do what one does with the joint batch: the same gradients, the same parameters. On the characters model, with gloo."""
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -95,6 +96,17 @@ def test_two_processes_give_the_gradient_of_one_with_the_joint_batch_and_the_joi
     assert len(two.cache) == 2 and [name.split("-")[0] for name in two.cache] == [name.split("-")[0] for name in one.cache]
     (peak_0, device_0), (peak_1, device_1) = two.ranks
     assert device_0 == device_1 == "cpu" and abs(int(peak_1) - int(peak_0)) <= 0.25 * int(peak_0)
+
+
+def test_two_processes_with_a_drift_budget_weigh_the_term_as_one_does(trained):
+    """Every process comes to each measurement, or all would wait for ever."""
+    few = {"prompts": ["a red house"], "samples": 2, "ddim_steps": 2, "noisings": 2, "points": 2}
+    meter = {"target": "ldm.regularization.drift_meter.DriftMeter", "params": few}
+    budget = {"budget": 1.0e-4, "weight": 2.0, "every": 2, "measure_every": 2, "meter_config": meter}
+    words = [f"{TERM}.weight_config={json.dumps({'target': 'ldm.regularization.weight.DriftBudget', 'params': budget})}", "--max_steps", "4"]
+    one = trained("finetune_unfrozen_reg", "Repeatable", *words)
+    two = trained("finetune_unfrozen_reg", "Repeatable", *words, "--strategy", "ddp", processes=2)
+    same(one, two)
 
 
 def test_two_phases_in_two_processes_give_the_gradients_of_one(trained):

@@ -82,7 +82,9 @@ class LatentDiffusion(DDPM):
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
             self.scale_factor = scale_factor
-        parts = {"first_stage_model.": first_stage_config, "cond_stage_model.": cond_stage_config}
+        if self._file_has_all_weights(ckpt_path, ()):
+            first_stage_config = own_files.without_unneeded(first_stage_config, ckpt_path, ignore_keys=ignore_keys, trust_pickle=self.trust_pickle)
+        parts = {own_files.FIRST_STAGE: first_stage_config, "cond_stage_model.": cond_stage_config}
         self.parts_with_weights = tuple(part for part, config in parts.items() if own_files.weights(config))
         with weights_to_come(self._file_has_all_weights(ckpt_path, ignore_keys)):
             self.instantiate_first_stage(first_stage_config)
