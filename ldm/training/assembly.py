@@ -17,9 +17,6 @@ from ldm.training.run_folder import RunFolder
 from ldm.training.signals import Signals
 from ldm.util import instantiate_from_config
 
-LIMITS, NO_LIMIT = ("max_steps", "max_epochs", "max_time"), (None, -1)
-EPOCHS_WITHOUT_A_LIMIT = 1000                                  # Lightning's own default, which it warns of where it is left out
-
 
 def default_callbacks(folder: RunFolder, project: DictConfig, lightning: DictConfig) -> dict[str, dict[str, Any]]:
     """Settings of the callbacks that every run has."""
@@ -97,18 +94,10 @@ def build_loggers(folder: RunFolder, lightning: DictConfig) -> list[Logger]:
     return loggers
 
 
-def limits(trainer_config: dict[str, Any]) -> list[str]:
-    """Names of the Trainer arguments that say when training ends; empty where none does."""
-    return [name for name in LIMITS if trainer_config.get(name) not in NO_LIMIT]
-
-
 def build_trainer(folder: RunFolder, project: DictConfig, lightning: DictConfig, trainer_config: dict[str, Any], monitor: str | None) -> Trainer:
-    """The Trainer of a run; `trainer_config` names its device already (`devices.chosen_devices`).
-
-    Without a limit it trains for EPOCHS_WITHOUT_A_LIMIT; an explicit `max_epochs: -1` trains until it is stopped.
-    """
+    """The Trainer of a run; `trainer_config` names its device already (`devices.chosen_devices`)."""
     defaults = {
-        "max_epochs": -1 if limits(trainer_config) else EPOCHS_WITHOUT_A_LIMIT,
+        "max_epochs": -1,
         "log_every_n_steps": 1,
         "enable_model_summary": False,
         "use_distributed_sampler": False,                      # the data module's own order knows the processes

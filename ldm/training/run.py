@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ldm.checkpoints.reading import trusting_pickles
 from ldm.training import arguments, compose, disk, forecast, memory, plan, preflight
-from ldm.training.assembly import build_trainer, limits
+from ldm.training.assembly import build_trainer
 from ldm.training.devices import check_precision, chosen_devices, device_name
 from ldm.training.model import set_learning_rate
 from ldm.training.optimizers import optimizers_of
@@ -34,6 +34,7 @@ INTERRUPTED = 130                                              # the shell's cod
 # Said by Lightning of things that are done on purpose here, or that the plan says better.
 NOT_WORTH_SAYING = ("dataloader is not resumable", "does not have many workers", "Checkpoint directory .* exists and is not empty",
                     "isinstance\\(treespec, LeafSpec\\)", "GPU available but not used", "is smaller than the logging interval", "module\\(s\\) in eval mode")
+LIMITS, NO_LIMIT = ("max_steps", "max_epochs", "max_time"), (None, -1)
 
 
 class Run(NamedTuple):
@@ -90,6 +91,8 @@ def prepare(opt: argparse.Namespace, dotted: list[str]) -> Run:
     project, lightning = compose.split(config)
     trainer = chosen_devices({**compose.as_plain(lightning.get("trainer") or {}), **given_trainer})
     check_precision(trainer)
+    if opt.train and all(trainer.get(limit) in NO_LIMIT for limit in LIMITS):
+        raise ValueError("nothing says how long to train: give --max_steps N (or lightning.trainer.max_steps in the config)")
     lightning = OmegaConf.merge(lightning, {"trainer": given_trainer})
     return Run(folder, project, lightning, trainer, resume_from, steps_done)
 
@@ -186,33 +189,18 @@ def say_plan(opt: argparse.Namespace, run: Run, trainer: pl.Trainer, model: pl.L
 
 def steps_in_words(run: Run, trainer: pl.Trainer, data: Any, batch_size: int) -> str:
     """The limits, what that is in epochs, and what a step sees."""
+    limits = [f"{key} {run.trainer[key]}" for key in LIMITS if run.trainer.get(key) not in NO_LIMIT]
     done = f", {run.steps_done} of them done" if run.steps_done else ""
     devices = trainer.num_devices * trainer.num_nodes
     accumulated, dataset = trainer.accumulate_grad_batches, getattr(data, "datasets", {}).get("train")
-    an_epoch = None
+    epochs = ""
     if hasattr(dataset, "__len__") and len(dataset):
         batches = plan.batches_an_epoch(len(dataset), devices, batch_size, trainer.limit_train_batches)
         an_epoch = max(1, math.ceil(batches / accumulated))
+        steps = run.trainer.get("max_steps")
+        epochs = f" ({an_epoch} steps an epoch)" if steps in NO_LIMIT else f" ({steps / an_epoch:.3g} epochs of {an_epoch} steps)"
     seen = f"{accumulated} × {batch_size}" + (f" × {devices}" if devices > 1 else "")
-    return f"{ending(run, trainer, an_epoch)}{done}; a step sees {seen} examples"
-
-
-def ending(run: Run, trainer: pl.Trainer, an_epoch: int | None) -> str:
-    """When the run ends by itself. an_epoch: optimiser steps of an epoch, where that is known."""
-    given = limits(run.trainer)
-    if given:
-        said = ", ".join(f"{name} {run.trainer[name]}" for name in given)
-        if an_epoch is None:
-            return said
-        if "max_steps" in given:
-            return f"{said} ({run.trainer['max_steps'] / an_epoch:.3g} epochs of {an_epoch} steps)"
-        return f"{said} ({an_epoch} steps an epoch)"
-    epochs = trainer.max_epochs
-    if epochs == -1:
-        end = "without an end" + (f" ({an_epoch} steps an epoch)" if an_epoch else "")
-    else:
-        end = f"for {epochs} epochs" + (f" (= {epochs * an_epoch} steps)" if an_epoch else "")
-    return f"no limit is set (--max_steps N): goes on {end}; Ctrl-C stops it and keeps last.ckpt"
+    return f"{', '.join(limits) or 'no limit'}{epochs}{done}; a step sees {seen} examples"
 
 
 def say_results(folder: RunFolder, steps: int) -> None:

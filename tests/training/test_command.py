@@ -14,8 +14,6 @@ from ldm.checkpoints import read_state_dict
 from ldm.checkpoints.embeddings import read_embeddings, write_embeddings
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.training import run as run_module
-from ldm.training.assembly import build_trainer
-from ldm.training.run_folder import new_run
 from tests.training import tiny, toy
 
 
@@ -332,45 +330,10 @@ def test_resume_and_name_together_are_refused(train, tmp_path):
     assert ran.code == 1 and "-n names a new run" in ran.out
 
 
-NO_LIMIT_SAID = "no limit is set (--max_steps N): goes on "
-
-
-def without_a_limit(**changes) -> dict:
-    plain = toy.config(**changes)
+def test_a_run_without_an_end_is_refused(train, not_built):
+    plain = toy.config()
     del plain["lightning"]["trainer"]["max_steps"]
-    return plain
-
-
-def test_a_run_without_a_limit_says_for_how_long_it_goes_on(train):
-    ran = train(without_a_limit(), "--dry-run")
-    assert ran.code == 0 and f"{NO_LIMIT_SAID}for 1000 epochs (= 7000 steps); Ctrl-C stops it and keeps last.ckpt; a step sees 1 × 3 examples" in ran.out
-    ran = train(without_a_limit(), "--dry-run", "--accumulate_grad_batches", "2")
-    assert "for 1000 epochs (= 4000 steps)" in ran.out
-    ran = train(without_a_limit(), "--dry-run", "--max_epochs", "-1")
-    assert f"{NO_LIMIT_SAID}without an end (7 steps an epoch)" in ran.out
-    ran = train(without_a_limit(), "--dry-run", "--max_epochs", "3")
-    assert "max_epochs 3 (7 steps an epoch)" in ran.out and "no limit" not in ran.out
-    ran = train(without_a_limit(), "--dry-run", "--max_time", "00:00:01:00")
-    assert "max_time 00:00:01:00 (7 steps an epoch)" in ran.out and "no limit" not in ran.out
-
-
-@pytest.mark.parametrize(
-    ("given", "epochs"),
-    [({}, 1000), ({"max_steps": -1}, 1000), ({"max_steps": 5}, -1), ({"max_time": "00:00:01:00"}, -1), ({"max_epochs": 3}, 3), ({"max_epochs": -1}, -1)],
-)
-def test_epochs_are_limited_only_where_nothing_else_is(tmp_path, given, epochs):
-    folder = new_run(str(tmp_path), data_root=None, base=["x.yaml"], name="x", postfix="", datadir_in_name=False)
-    trainer = build_trainer(folder, OmegaConf.create(), OmegaConf.create(), {"accelerator": "cpu", "devices": 1, **given}, None)
-    assert trainer.max_epochs == epochs
-
-
-def test_a_run_without_a_limit_resumes_where_it_was_stopped_and_ends_after_its_epochs(train, monkeypatch):
-    monkeypatch.setattr("ldm.training.assembly.EPOCHS_WITHOUT_A_LIMIT", 3)
-    plain = without_a_limit(model__params__fail_at=9)
-    first = train(plain)
-    assert first.code == 1 and first.last["global_step"] == 9
-    resumed = train(None, "-r", str(first.folder), "model.params.fail_at=null")
-    assert resumed.code == 0 and "finished after 21 steps" in resumed.out and "(= 21 steps)" in resumed.out and "9 of them done" in resumed.out
+    refused(train(plain), "--max_steps")
 
 
 def test_full_disk_keeps_the_old_checkpoint_and_leaves_no_temporary_file(train, monkeypatch):
