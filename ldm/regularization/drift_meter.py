@@ -3,7 +3,7 @@
 ‖·‖² is the mean over (C, h, w); the points are the frozen model's own samples for those prompts, noised to uniform timesteps. They and the
 frozen outputs there are made once, before training: measuring takes one forward pass of the tuned network and no second network.
 """
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Any, Collection, Dict, List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, distributed
@@ -26,8 +26,9 @@ SEED_OFFSET = 2**41  # beyond those of the term: the meter never draws its numbe
 class DriftMeter(Part):
     """Measures drift on a list of prompts of its own.
 
-    prompts: a list, or the path of a text file; OF_THE_CLASS and OF_OTHER_THINGS unless given. samples: drawn by the frozen model, with
-    `ddim_steps`; noisings: points for each; points: of them, how many one measurement takes, in turn. cache_dir: where they are kept.
+    prompts: a list, or the path of a text file; unless given those of OF_THE_CLASS and OF_OTHER_THINGS that R does not use. samples: drawn by the
+    frozen model, with `ddim_steps`; noisings: points for each; points: of them, how many one measurement takes, in turn. cache_dir: where they
+    are kept.
     """
 
     def __init__(
@@ -35,19 +36,20 @@ class DriftMeter(Part):
         cache_dir: Optional[str] = None,
     ):  # fmt: skip
         self.points = whole(points, "meter_config.params.points")
+        self._choose = prompts is None
         self._conditioning: Conditioning = ClassPrompts(prompts=prompts)
-        if prompts is None:
-            parts = [ClassPrompts(templates=OF_THE_CLASS), ClassPrompts(prompts=OF_OTHER_THINGS)]
-            self._conditioning = Mixture(parts, [len(OF_THE_CLASS), len(OF_OTHER_THINGS)])
         self._latents = PriorSamples(samples=samples, ddim_steps=ddim_steps, cache_dir=cache_dir)
         self._teacher = CachedTeacher(noisings=noisings, cache_dir=cache_dir)
         self._source: Optional[Latents] = None
         self._chance = Chance(0)
 
     def bind(self, words: Words, conditioning: Conditioning) -> None:
-        """Learn the class word. Raises ValueError for prompts that R, by its `conditioning`, uses itself."""
+        """Learn the class word. Raises ValueError for given prompts that R, by its `conditioning`, uses itself."""
+        held = set(conditioning.known_prompts())
+        if self._choose:
+            self._conditioning = free_of(held, words)
         self._conditioning.bind(words)
-        shared = sorted(set(self._conditioning.known_prompts()) & set(conditioning.known_prompts()))
+        shared = sorted(held.intersection(self._conditioning.known_prompts()))
         if shared:
             raise ValueError(
                 f"meter_config.params.prompts: {', '.join(map(repr, shared))} is among the prompts that the term itself holds still; "
@@ -79,6 +81,19 @@ class DriftMeter(Part):
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._chance.load_state_dict(state)
+
+
+def free_of(held: Collection[str], words: Words) -> Conditioning:
+    """OF_THE_CLASS and OF_OTHER_THINGS, evenly, without the `held` prompts. Raises ValueError where none is left."""
+    every = ClassPrompts(templates=OF_THE_CLASS)
+    every.bind(words)
+    templates = [template for template, prompt in zip(OF_THE_CLASS, every.known_prompts()) if prompt not in held]
+    others = [prompt for prompt in OF_OTHER_THINGS if prompt not in held]
+    parts: List[Conditioning] = [ClassPrompts(templates=templates)] if templates else []
+    parts += [ClassPrompts(prompts=others)] if others else []
+    if not parts:
+        raise ValueError("meter_config.params.prompts: the term itself holds still all prompts that drift is measured on by default. Give others.")
+    return Mixture(parts, [len(some) for some in (templates, others) if some])
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 
 from ldm.prompts import imagenet_templates_small
 from ldm.regularization import ClassPrompts, DriftBudget, DriftMeter, Words
+from ldm.regularization.drift_meter import OF_OTHER_THINGS, OF_THE_CLASS
 from tests.regularization.doubles import WORDS, ToyModel, batch_of, regularizer_of, start_of
 
 
@@ -96,6 +97,23 @@ def test_default_prompts_are_none_that_the_shipped_term_uses():
     meter = DriftMeter()
     meter.bind(templates, conditioning)
     assert "cat" in meter.describe() and "a street" in meter.describe()
+
+
+def test_of_its_own_prompts_it_takes_those_that_the_term_leaves_alone():
+    meter = DriftMeter()
+
+    def bind_beside(*prompts):
+        held = ClassPrompts(prompts=prompts)
+        held.bind(WORDS)
+        meter.bind(WORDS, held)
+
+    bind_beside("cat", "a street with houses", "a photo of a cat")
+    of_class = [template.format("cat") for template in OF_THE_CLASS if template != "{}"]
+    assert meter._conditioning.known_prompts() == [*of_class, *OF_OTHER_THINGS[1:]]
+    bind_beside("cat", *of_class)
+    assert meter._conditioning.known_prompts() == [*OF_OTHER_THINGS]
+    with pytest.raises(ValueError, match="holds still all prompts"):
+        bind_beside("cat", *of_class, *OF_OTHER_THINGS)
 
 
 def test_a_run_with_a_budget_logs_drift_and_the_weight_that_follows(tmp_path):

@@ -61,6 +61,11 @@ def test_data_to_test_with_but_no_test_step_is_no_failure(train):
     assert ran.code == 0 and "no test: Toy has no test_step" in ran.out
 
 
+def test_a_run_without_a_limit_is_refused_and_told_how_to_name_one(train):
+    ran = train(toy.config(lightning__trainer={"max_steps": None}))
+    assert ran.code == 1 and "give --max_steps N (or lightning.trainer.max_steps in the config)" in ran.out and ran.folder is None
+
+
 def test_failure_at_the_start_names_only_its_cause_with_the_nearest_name(train, not_built):
     """A20: an extra model key, a misspelt target and a bad override, each alone and all at once."""
     extra = toy.config(model__params__widht=3)
