@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, screen_arms
 from ldm.evaluation.full_study.chart import lines_of, write_chart
 from ldm.evaluation.full_study.rows import FullResultsFile
 from ldm.evaluation.full_study.sentences import IDEA_NAMES, sentences
@@ -28,14 +28,17 @@ def write_full_page(rows: Path, page: Path, chart: Path) -> None:
     if not screen:
         raise ValueError(f"{rows} has no row of the screen yet; scripts/study_full.py measures them")
     in_screen, in_finals = standings(screen), standings(finals) if finals else {}
-    text = written(screen, finals, results.summary(), os.path.relpath(chart, page.parent or Path()))
+    planned = screen_arms(results.plan["weights"]) if "weights" in results.plan else []
+    text = written(screen, finals, results.summary(), os.path.relpath(chart, page.parent or Path()), planned)
     put_between(page, BEGIN, END, text)
     chart.parent.mkdir(parents=True, exist_ok=True)
     write_chart(chart, list(in_screen.values()), list(in_finals.values()))
 
 
-def written(screen: Sequence[Row], finals: Sequence[Row], summary: Mapping[str, Mapping[str, Mapping[str, str]]], chart: str) -> str:
-    """The section in Markdown. chart: the picture's path as seen from the page."""
+def written(
+    screen: Sequence[Row], finals: Sequence[Row], summary: Mapping[str, Mapping[str, Mapping[str, str]]], chart: str, planned: Collection[Arm] = ()
+) -> str:
+    """The section in Markdown. chart: the picture's path as seen from the page; planned: the arms that the screen is to have."""
     in_screen = standings(screen)
     parts = [
         "## The full study",
@@ -49,7 +52,7 @@ def written(screen: Sequence[Row], finals: Sequence[Row], summary: Mapping[str, 
         parts += ["Drift in nats (at most, with 95 % confidence: the largest over characters and seeds), by prompt:", nats_table(finals)]
     else:
         parts.append("The finals are not there yet.")
-    parts += [f"### Screen: {_of(screen)}", _how(screen, summary), screen_table(in_screen)]
+    parts += [f"### Screen: {_of(screen)}", _how(screen, summary), _so_far(screen, planned), screen_table(in_screen)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -106,6 +109,15 @@ def times(decades: Estimate) -> str:
 def _of(rows: Sequence[Row]) -> str:
     concepts, seeds = {row["concept"] for row in rows}, {row["seed"] for row in rows}
     return f"{len(concepts)} character{'s' * (len(concepts) > 1)} × {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+
+
+def _so_far(screen: Sequence[Row], planned: Collection[Arm]) -> str:
+    """How much of the screen there is, while it is not all there."""
+    concepts = {row["concept"] for row in screen}
+    done = [arm for arm, mine in by_arm(screen).items() if arm in planned and {row["concept"] for row in mine} == concepts]
+    if len(done) >= len(planned):
+        return ""
+    return f"The screen is not complete: of its {len(planned)} arms {len(done)} are measured, in the order of the plan, which ends with the rivals."
 
 
 def _how(rows: Sequence[Row], summary: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:

@@ -118,6 +118,13 @@ def test_a_screen_alone_makes_a_page_too():
     assert "The finals are not there yet." in text and "| locality/class/prior | 0.190 | 1.5: 0.99, 3.16; 7.5: 0.99, 10 |" in text
 
 
+def test_a_screen_that_is_not_complete_says_how_much_of_it_there_is():
+    arms = list(dict.fromkeys(Arm(row["method"], row["conditioning"], row["latents"], row["strength"]) for row in SCREEN))
+    half = [row for row in SCREEN if row["concept"] != "b" or row["method"] != "kv_only"]
+    assert "not complete" not in written(SCREEN, [], {}, "chart.png", arms)
+    assert f"of its {len(arms)} arms {len(arms) - 1} are measured" in written(half, [], {}, "chart.png", arms)
+
+
 def test_rows_that_are_not_there_are_told(command, tmp_path):
     code, said = command("full_results_page", "--rows", tmp_path / "none.json")
     assert code == 1 and "study_full.py measures them" in said and "Traceback" not in said
