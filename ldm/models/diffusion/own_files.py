@@ -31,7 +31,7 @@ def without_unneeded(config: Any, base: str, *, ignore_keys: Sequence[str] = (),
     base: the checkpoint that will be loaded whole, but for keys that begin with an entry of `ignore_keys`. Raises as `read_state_dict` for it.
     """
     named = (config.get("params") or {}).get("ckpt_path") if isinstance(config, Mapping) else None
-    if not named or Path(named).exists():
+    if not named or Path(named).expanduser().exists():
         return config
     brought = [key for key in read_state_dict(base, trust_pickle=trust_pickle) if key.startswith(FIRST_STAGE) and not starts_with(key, ignore_keys)]
     if not brought:
