@@ -6,9 +6,10 @@ Two processes, one for each teacher: `FrozenCopy(dtype=bfloat16)` and `CachedTea
 its own number (to draw all of them takes a GPU). Of each: bytes of the tensors that it holds, counted once each, and by how much the process's
 anonymous memory grew while it was made. What the bank holds is proportional to its samples, so the whole one's size follows; --peak is the
 unregularised run's peak (benchmarks/memory_estimate.py), over which it is told. The last line is one JSON object:
-    copy_over_weights      memory that the copy took over its weights in bfloat16
+    copy_over_weights      memory that the copy took over its own weights (norms and tables of them in float32)
+    copy_gib               those weights
     bank_gib               of the config's whole bank, by the tensors
-    bank_measured_gib      the same by the memory that the small one took
+    bank_measured_gib      the same by the memory that the small one took: too much by --samples'-th parts of what does not grow with it
     bank_over_peak         the larger of the two over --peak
 Linux only: memory is read from /proc.
 """
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from load import REPOSITORY, anonymous_bytes
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ from ldm.regularization.teacher import CachedTeacher
 from ldm.util import instantiate_from_config
 
 TERM = "model.params.regularization_config.params"
+A_PASS = 8  # probes
 COPY = {"target": "ldm.regularization.teacher.FrozenCopy", "params": {"dtype": "bfloat16"}}
 
 
@@ -67,6 +70,13 @@ def settled_memory() -> int:
     return anonymous_bytes()
 
 
+@torch.no_grad()
+def warm(model: nn.Module) -> None:
+    """A pass of the networks like those by which the bank is made: what libraries keep from their first one on is not the term's."""
+    z = torch.zeros(A_PASS, model.channels, model.image_size, model.image_size)
+    model.apply_model(z, torch.zeros(A_PASS, dtype=torch.long), model.get_learned_conditioning([""] * A_PASS))
+
+
 def measure(which: str, options: argparse.Namespace) -> dict[str, float]:
     """Builds the model and prepares its term, in this process."""
     config = OmegaConf.load(options.config)
@@ -80,8 +90,7 @@ def measure(which: str, options: argparse.Namespace) -> dict[str, float]:
     else:
         OmegaConf.update(config, f"{TERM}.teacher_config.params.cache_dir", str(options.cache), force_add=True)
     model = instantiate_from_config(OmegaConf.to_container(config.model))
-    for tensor in model.state_dict().values():  # pages of the file are not asked about, but a weight's first reading should not be counted
-        tensor.sum()
+    warm(model)
     before = settled_memory()
     model.setup("fit")
     teacher = model.regularizer.teacher
@@ -89,8 +98,7 @@ def measure(which: str, options: argparse.Namespace) -> dict[str, float]:
     result: dict[str, float] = {"grew": grew, "held": held_bytes(model.regularizer), "scale": whole / options.samples}
     if isinstance(teacher, CachedTeacher):
         return result
-    values = sum(parameter.numel() for module in model.tuned_modules().values() for parameter in module.parameters())
-    return result | {"weights": 2 * values}
+    return result | {"weights": held_bytes(teacher)}
 
 
 def in_a_process_of_its_own(which: str) -> dict[str, Any]:
@@ -115,7 +123,7 @@ def main() -> None:
     copy, bank = (in_a_process_of_its_own(which) for which in ("copy", "bank"))
     print(f"copy: {copy}\nbank: {bank}", file=sys.stderr)
     whole = {name: bank[key] * bank["scale"] / 2**30 for name, key in (("bank_gib", "held"), ("bank_measured_gib", "grew"))}
-    result = {"copy_over_weights": copy["grew"] / copy["weights"], **whole}
+    result = {"copy_over_weights": copy["grew"] / copy["weights"], "copy_gib": copy["weights"] / 2**30, **whole}
     if options.peak:
         result["bank_over_peak"] = max(whole.values()) / options.peak
     print(json.dumps({key: round(value, 4) for key, value in result.items()}))
