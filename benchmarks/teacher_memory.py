@@ -9,7 +9,7 @@ unregularised run's peak (benchmarks/memory_estimate.py), over which it is told.
     copy_over_weights      memory that the copy took over its own weights (norms and tables of them in float32)
     copy_gib               those weights
     bank_gib               of the config's whole bank, by the tensors
-    bank_measured_gib      the same by the memory that the small one took: too much by --samples'-th parts of what does not grow with it
+    bank_measured_gib      the same by the memory that the small one took: too much, since what does not grow with its samples is scaled up too
     bank_over_peak         the larger of the two over --peak
 Linux only: memory is read from /proc.
 """
