@@ -21,7 +21,8 @@ from ldm.data.characters import NEW_CHARACTERS, training_pictures
 from ldm.evaluation.attributes import DEFAULT_WEIGHTS
 from ldm.evaluation.bench import Bench
 from ldm.evaluation.comparison import DRIFT_SEED, Counts, DriftPoints
-from ldm.evaluation.demonstration import WITHOUT_PREVIEWS
+from ldm.evaluation.full_study.arms import CONFIGS
+from ldm.evaluation.full_study.measure import WITHOUT_EXTRAS
 from ldm.evaluation.metrics import drift_by_prompt
 from ldm.evaluation.models import chosen_device, load_run, open_run, sampling_of
 from ldm.evaluation.prompts import read_prompts
@@ -29,7 +30,7 @@ from ldm.evaluation.tuning import CHARACTER_BASE, tune
 from ldm.training.compose import read_config
 
 PROMPTS = Path("assets/characters/prompts")
-PLAIN, REGULARIZED = Path("configs/characters/finetune_unfrozen.yaml"), Path("configs/characters/finetune_unfrozen_reg.yaml")
+PLAIN, REGULARIZED = CONFIGS[False, 1], CONFIGS[True, 1]
 WEIGHT = "model.params.regularization_config.params.weight_config"
 DRAWS = 16  # a prompt
 # For a run of 200 steps: the weight has to find its place within a few dozen measurements.
@@ -64,7 +65,7 @@ def main() -> None:
         pictures = options.logs / f"pictures-{number}"
         training_pictures(character, pictures)
         logdir.mkdir(parents=True, exist_ok=True)
-        words = [*WITHOUT_PREVIEWS, "lightning.trainer.limit_val_batches=0", *words]
+        words = [*WITHOUT_EXTRAS, *words]
         run = tune(config, CHARACTER_BASE, pictures, logdir=logdir, name="run", seed=options.seed, overrides=words, reuse=True, log=logdir / "said.txt")
         network = load_run(open_run(run), CHARACTER_BASE, device=bench.device)
 

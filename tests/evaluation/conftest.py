@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
+from ldm.checkpoints import save_weights
 from ldm.data.characters import training_pictures
+from ldm.evaluation.attributes import AttributeClassifier
 from ldm.evaluation.command import run_command
 from ldm.evaluation.results_file import named_character
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -41,6 +44,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         assert training_command([str(word) for word in words]) == 0
         (runs[role],) = logs.iterdir()
     return Pair(base, pictures, runs)
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of classifiers that have learnt nothing."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("classifiers") / "classifiers.safetensors"
+    save_weights(path, AttributeClassifier().state_dict())
+    return path
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 
 from ldm.checkpoints import save_weights
 from ldm.evaluation import demonstration, study, tuning
-from ldm.evaluation.attributes import AttributeClassifier
 from ldm.evaluation.command import run_command
 from ldm.training.run import main as training_command
 from tests.evaluation import small_characters
@@ -26,14 +25,6 @@ PAGE = [*FEW, "--shown", "2"]
 def prompts(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a photo of a *\na character\n* in a forest\na house\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("classifiers") / "classifiers.safetensors"
-    save_weights(path, AttributeClassifier().state_dict())
     return path
 
 

@@ -10,10 +10,8 @@ import pytest
 import torch
 import yaml
 
-from ldm.checkpoints import save_weights
 from ldm.data.characters import training_pictures
 from ldm.evaluation import bench, tuning
-from ldm.evaluation.attributes import AttributeClassifier
 from ldm.evaluation.full_study import arms, costs, course, plan
 from ldm.evaluation.full_study.arms import EARLY, FROZEN, IDEAS, MIXTURE, SHIPPED, UNREGULARIZED, Arm, screen_arms
 from ldm.evaluation.full_study.costs import Estimator, cost_of
@@ -49,14 +47,6 @@ FEW = [
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return small_characters.write_base(tmp_path_factory.mktemp("base") / "base.safetensors")
-
-
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("classifiers") / "classifiers.safetensors"
-    save_weights(path, AttributeClassifier().state_dict())
-    return path
 
 
 @pytest.fixture(scope="module")
