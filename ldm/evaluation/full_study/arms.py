@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "cached": {"target": "ldm.regularization.teacher.CachedTeacher", "params": {"noisings": 8}},
 }
 
+PROBES, SEED = 8, 23  # of the term, in each step
 WEIGHTS = (1.5, 7.5, 37.5)  # λ, from about the shipped one on: with less, the empty prompt holds hardly anything
 FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long
 _RIVALS = "ldm.rivals."
@@ -129,18 +129,13 @@ class Arm:
         """Its conditioning; the shipped one's prompts are of the class."""
         return "class" if self.conditioning == SHIPPED else self.conditioning
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of what sets the arm apart from its config: a row of another one was measured of another arm. Raises KeyError for a name that no
-        longer is one."""
-        return sha256(json.dumps(self.overrides()).encode()).hexdigest()
-
     def _term(self) -> list[str]:
-        words = [f"{_TERM}weight_config.params.weight={self.strength!r}"]
         if self.conditioning == SHIPPED:
-            return words
-        parts = {"conditioning": CONDITIONINGS[self.conditioning], "latents": LATENTS[self.latents], "teacher": TEACHERS[self.teacher], "loss": LOSS}
-        return [*words, *(f"{_TERM}{part}_config={json.dumps(config)}" for part, config in parts.items())]
+            return [f"{_TERM}weight_config.params.weight={self.strength!r}"]
+        weight = {"target": "ldm.regularization.weight.ConstantWeight", "params": {"weight": self.strength, "every": 1, "warmup_steps": 0}}
+        parts = {"weight": weight, "conditioning": CONDITIONINGS[self.conditioning], "latents": LATENTS[self.latents], "teacher": TEACHERS[self.teacher]}
+        told = [f"{_TERM}{part}_config={json.dumps(config)}" for part, config in (parts | {"loss": LOSS}).items()]
+        return [f"{_TERM}batch_size={PROBES}", f"{_TERM}seed={SEED}", *told]
 
 
 FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE = Arm("frozen"), Arm("unregularized"), Arm("unregularized", phases=2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import product
 
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ def run_full_study(study: FullStudy, *, say: Callable[[str], None]) -> FullResul
     """
     results = FullResultsFile(study.out)
     results.read()
-    if others := results.forget_other_arms():
+    if others := results.forget_other_arms(study.digest):
         say(f"measured again, since these arms are now something else: {', '.join(others)}")
     stages = (study.screen, study.finals)
     if study.fresh:
@@ -104,17 +105,17 @@ class _Course:
         return self.makers[stage.name]
 
     def measure(self, stage: Stage, arms: Iterable[Arm]) -> None:
-        """The rows of these arms that are missing: first what others are made of."""
+        """The rows of these arms that are missing, a seed after the other, so that what is there can be compared; first what others are made of."""
         arms = list(arms)
-        jobs = [Job(stage, number, seed, arm) for arm in arms for number in stage.characters for seed in stage.seeds]
+        jobs = [Job(stage, number, seed, arm) for seed in stage.seeds for arm in arms for number in stage.characters]
         missing = [job for job in jobs if not self.results.has(job.key)]
         if not missing:
             return
         self.bar.set_description(f"{stage.name}: costs of a step")
         measure_costs(self.study, self.results, [job.arm for job in missing])
-        for first in (True, False):
-            self.bar.set_description(f"{stage.name}: {len(missing)} rows")
-            now = [job for job in missing if (job.arm in FIRST) == first]
+        self.bar.set_description(f"{stage.name}: {len(missing)} rows")
+        for seed, first in product(stage.seeds, (True, False)):
+            now = [job for job in missing if job.seed == seed and (job.arm in FIRST) == first]
             for job in now:
                 if job.arm.source != job.arm and not has_run(self.study, job):  # two workers must not train it at once
                     trained(self.study, job)

@@ -60,7 +60,7 @@ class RowMaker:
             found = nats_by_prompt(network, self.chains, batch_size=size)
             nats = {prompt: {"mean": one.mean, "standard_error": one.standard_error, "upper_bound": one.upper_bound} for prompt, one in found.items()}
         seconds = {"train": trained, "measure": time.perf_counter() - start}
-        return full_row(job, self.prompts, drift=drift, loss=loss, readings=readings, nats=nats, cost=cost, seconds=seconds)
+        return full_row(job, self.prompts, drift=drift, loss=loss, readings=readings, nats=nats, cost=cost, seconds=seconds, digest=self.study.digest(job.arm))
 
     def _tuned(self, job: Job) -> tuple[LatentDiffusion, float | None]:
         """The arm's network, and the seconds that its own run took; None where it has none, or it was there."""

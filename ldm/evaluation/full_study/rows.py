@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from ldm.checkpoints import atomic_write
-from ldm.evaluation.full_study.arms import arm_of
+from ldm.evaluation.full_study.arms import Arm, arm_of
 from ldm.evaluation.full_study.plan import Job, PromptLists
 from ldm.evaluation.metrics import Reading, reserved_traits, trait_rate
 from ldm.evaluation.results_file import ResultsFile, make_row
@@ -18,12 +18,12 @@ Row = dict[str, Any]
 
 def full_row(
     job: Job, prompts: PromptLists, *, drift: Mapping[str, float], loss: float, readings: Mapping[str, Sequence[Reading]], nats: Mapping[str, Any] | None,
-    cost: Mapping[str, float | None], seconds: Mapping[str, float | None],
+    cost: Mapping[str, float | None], seconds: Mapping[str, float | None], digest: str,
 ) -> Row:  # fmt: skip
     """One row, its keys in the order of the file.
 
     drift: by prompt; nats: prompt → mean, standard error and bound, None in the screen. cost: step_ratio and memory_ratio over the unregularised
-    run's. seconds: train (None for no run of its own, or one found finished) and measure.
+    run's. seconds: train (None for no run of its own, or one found finished) and measure. digest: the arm's.
     """
     def of_list(name: str) -> float:
         return fmean(drift[text] for text in prompts.texts[name])
@@ -52,7 +52,7 @@ def full_row(
         "train_seconds": seconds.get("train"),
         "measure_seconds": seconds.get("measure"),
         "stage": job.stage.name,
-        "arm_sha256": arm.digest,
+        "arm_sha256": digest,
     }
 
 
@@ -79,9 +79,10 @@ class FullResultsFile(ResultsFile):
         """How each split's rows were measured; what they say is on the page."""
         return {split: {"settings": settings} for split, settings in self.settings.items()}
 
-    def forget_other_arms(self) -> list[str]:
-        """Drops the rows of arms that are no longer what they were, and says which arms."""
-        other = [row for row in self.rows if not _is_of_its_arm(row)]
+    def forget_other_arms(self, digest: Callable[[Arm], str]) -> list[str]:
+        """Drops the rows of arms that are no longer what they were, and says which arms. digest: of an arm as it is now, KeyError where there is none."""
+        now = {arm: _digest_or_none(arm, digest) for arm in {arm_of(row) for row in self.rows}}
+        other = [row for row in self.rows if now[arm_of(row)] is None or row.get("arm_sha256") != now[arm_of(row)]]
         self.rows = [row for row in self.rows if row not in other]
         return list(dict.fromkeys(row["model"] for row in other))
 
@@ -89,8 +90,8 @@ class FullResultsFile(ResultsFile):
         return [row for row in self.rows if row["stage"] == name]
 
 
-def _is_of_its_arm(row: Row) -> bool:
+def _digest_or_none(arm: Arm, digest: Callable[[Arm], str]) -> str | None:
     try:
-        return row.get("arm_sha256") == arm_of(row).digest
+        return digest(arm)
     except KeyError:
-        return False
+        return None

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from tqdm import tqdm
 
 from ldm.data.characters import training_pictures
 from ldm.evaluation import bench, tuning
@@ -169,15 +170,61 @@ def test_the_lists_of_prompts_are_what_they_say():
     assert not captions & (set(lists["off_pattern"]) | set(lists["leak_off_pattern"]))
 
 
-def test_a_row_of_an_arm_that_is_told_otherwise_now_is_forgotten(tmp_path, monkeypatch):
-    results, kept = FullResultsFile(tmp_path / "rows.json"), [Arm("kv_only", strength=0.001), Arm("locality", "empty", "prior", 1.5), UNREGULARIZED]
-    results.rows = [made_row(arm) for arm in (*kept, Arm("locality", "class", "noise", 1.5), Arm("base_weights", strength=0.1))]
+def rows_of(study, arms):
+    return [made_row(arm) | {"arm_sha256": study.digest(arm)} for arm in arms]
+
+
+def test_a_row_of_an_arm_that_is_told_otherwise_now_is_forgotten(study, monkeypatch):
+    results, kept = FullResultsFile(study.out), [Arm("kv_only", strength=0.001), Arm("locality", "empty", "prior", 1.5), UNREGULARIZED]
+    results.rows = rows_of(study, (*kept, Arm("locality", "class", "noise", 1.5), Arm("base_weights", strength=0.1)))
     monkeypatch.setitem(arms.LATENTS, "noise", {"target": "ldm.regularization.latents.NoiseLatents"})
     monkeypatch.delitem(arms.LATENTS, "trajectories")
     monkeypatch.setitem(arms.RIVALS, "base_weights", (("model.params.base_weight={strength}", "model.params.model_lr=1"), (0.1,)))
     results.rows.append(made_row(kept[1]) | {"latents": "trajectories", "model": "no longer there"})
-    assert results.forget_other_arms() == ["locality/class/noise/1.5", "base_weights/0.1", "no longer there"]
+    assert results.forget_other_arms(study.digest) == ["locality/class/noise/1.5", "base_weights/0.1", "no longer there"]
     assert [row["model"] for row in results.rows] == [arm.name for arm in kept]
+
+
+def test_another_shipped_term_costs_the_rows_of_the_shipped_arm_alone(study, configs, tmp_path):
+    """What else the configs say decides about all rows."""
+    config = yaml.safe_load(configs[True, 1].read_text())
+    config["model"]["params"]["regularization_config"]["params"]["batch_size"] = 3
+
+    def with_config(name):
+        (tmp_path / name).write_text(yaml.safe_dump(config))
+        return replace(study, configs={**configs, (True, 1): tmp_path / name})
+
+    results, shipped = FullResultsFile(study.out), Arm("locality", SHIPPED, "mixed", 1.5)
+    kept = [UNREGULARIZED, Arm("locality", "class", "prior", 1.5), replace(shipped, phases=2)]
+    results.rows = rows_of(study, [*kept, shipped])
+    other = with_config("term.yaml")
+    assert other.settings(SCREEN) == study.settings(SCREEN)
+    assert results.forget_other_arms(other.digest) == [shipped.name]
+    assert [row["model"] for row in results.rows] == [arm.name for arm in kept]
+
+    config["model"]["params"]["model_lr"] = 1.0
+    assert with_config("rate.yaml").settings(SCREEN) != study.settings(SCREEN)
+
+
+def test_the_finals_go_on_seed_by_seed(study, monkeypatch):
+    """Whenever they are stopped, the seeds that are there are there for all arms and characters."""
+    order = []
+
+    def some_rows(maker, jobs, costs):
+        order.extend((job.seed, job.arm) for job in jobs)
+        return [(job, {**made_row(job.arm, stage=job.stage.name), "concept": job.key[0], "seed": job.seed}) for job in jobs]
+
+    monkeypatch.setattr(course, "make_rows", some_rows)
+    monkeypatch.setattr(course, "measure_costs", lambda *_: None)
+    results = FullResultsFile(study.out)
+    results.rows = [made_row(UNREGULARIZED, "nobody")]
+    going = course._Course(replace(study, finals=replace(FINALS, characters=(0, 1), seeds=(0, 1))), results, lambda words: None)
+    going.makers = {"finals": None}
+    kv_only, interpolation = Arm("kv_only", strength=0.001), Arm("interpolation", strength=0.5)
+    monkeypatch.setattr(course, "has_run", lambda *_: True)
+    with tqdm(total=1.0, disable=True) as going.bar:
+        going.measure(going.study.finals, [interpolation, kv_only, UNREGULARIZED])
+    assert order == [(seed, arm) for seed in (0, 1) for arm in (UNREGULARIZED, interpolation, kv_only) for _ in range(2)]
 
 
 def test_the_shipped_term_may_stand_for_the_class_prompts_in_the_finals():
