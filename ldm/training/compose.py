@@ -40,18 +40,30 @@ def merge(paths: Iterable[str | Path], dotted: Sequence[str]) -> DictConfig:
 
     A mapping with another `target:` than the one that stands in its place replaces it whole, for the parameters of one class are none of another's;
     the sections at the top (model, data) keep theirs, since what stands there is most often swapped for its own subclass. A word that ends in
-    `.target=` sets that key alone.
+    `.target=`, or that names an entry of a list by its number, sets that key alone.
     """
     merged = OmegaConf.create()
     try:
         for config in map(read_config, paths):
             merged = _laid_over(merged, config)
         for word in dotted:
-            given = OmegaConf.from_dotlist([word])
-            one_key = word.partition("=")[0].rstrip("]").endswith("target")
-            merged = OmegaConf.merge(merged, given) if one_key else _laid_over(merged, given)
+            merged = _with_word(merged, word)
     except OmegaConfBaseException as error:
         raise ValueError(f"the configs do not fit together: {' '.join(str(error).split())}") from error
+    return merged
+
+
+def _with_word(under: DictConfig, word: str) -> DictConfig:
+    given, key = OmegaConf.from_dotlist([word]), word.partition("=")[0]
+    try:
+        return OmegaConf.merge(under, given) if key.rstrip("]").endswith("target") else _laid_over(under, given)
+    except TypeError:  # a list where the word goes on: merging knows no entry of one
+        value = OmegaConf.select(given, key)
+    try:
+        merged = copy.deepcopy(under)
+        OmegaConf.update(merged, key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise ValueError(f"{word}: {' '.join(str(error).split())}; an entry of a list is named by its number, from 0") from error
     return merged
 
 

@@ -91,6 +91,26 @@ def test_a_reference_to_another_part_is_no_part_of_its_own(tmp_path):
     assert twice.params.other == {"target": "a.Noise"} and twice.params.term == composed(tmp_path).params.term
 
 
+LISTED = "model: {target: a.Model, params: {parts: [{target: a.Samples, params: {samples: 64, steps: 5}}, b], rate: 1.0}}"
+
+
+@pytest.mark.parametrize("entry", ["parts.0", "parts[0]"])
+def test_a_word_reaches_into_a_list_by_number(tmp_path, entry):
+    (tmp_path / "a.yaml").write_text(LISTED)
+    words = [f"model.params.{entry}.params.samples=1e-5", f"model.params.{entry}.params.seeds=[1,2]", "model.params.parts.1=c", "model.params.rate=2"]
+    params = compose.merge([tmp_path / "a.yaml"], words).model.params
+    assert params == {"parts": [{"target": "a.Samples", "params": {"samples": 1e-5, "seeds": [1, 2], "steps": 5}}, "c"], "rate": 2}
+    params = compose.merge([tmp_path / "a.yaml"], [f"model.params.{entry}={{target: a.Noise}}"]).model.params
+    assert params.parts == [{"target": "a.Noise"}, "b"]
+
+
+@pytest.mark.parametrize("word", ["model.params.parts.2.params.samples=1", "model.params.parts.first=1"])
+def test_a_word_for_an_entry_that_a_list_has_not_is_named(tmp_path, word):
+    (tmp_path / "a.yaml").write_text(LISTED)
+    with pytest.raises(ValueError, match=f"{word}.*list"):
+        compose.merge([tmp_path / "a.yaml"], [word])
+
+
 def test_small_rates_without_a_point_are_numbers_all_the_same(tmp_path):
     (tmp_path / "a.yaml").write_text("rate: 1e-7\n")
     assert compose.merge([tmp_path / "a.yaml"], ["other=1e-7"]) == {"rate": 1e-7, "other": 1e-7}
