@@ -64,6 +64,7 @@ def made_once(
     try:
         tensors = _read(path, key)
         if tensors is None:
+            _say_why(path, name)
             tensors = make()
             if rank == 0:
                 _write(path, key, tensors)
@@ -73,6 +74,13 @@ def made_once(
         if not rank:  # in any case: the others would wait for ever
             wait()
     return tensors
+
+
+def _say_why(path: Path, name: str) -> None:
+    if not path.exists():
+        others = len(list(path.parent.glob(f"{name.replace(' ', '-')}-*.pt")))
+        beside = f" (there are {others} of other models or settings)" if others else ""
+        logger.info("%s: none in %s of this base model and with these settings%s: made now", name, path.parent, beside)
 
 
 def _read(path: Path, key: str) -> Optional[Dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from typing import Any, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from ldm.regularization.configuration import plain
 from ldm.regularization.types import Choice, PromptEncoder
 
 
@@ -25,8 +26,10 @@ class Prompts:
     def encode(self, encoder: PromptEncoder) -> Tensor:
         return encoder(self.texts)
 
-    def facts(self) -> List[str]:
-        return list(self.texts)
+    def facts(self) -> List[Any]:
+        """The texts; what a subclass keeps beside them tells its choices apart too."""
+        more = {name: value.tolist() if isinstance(value, Tensor) else plain(value) for name, value in sorted(vars(self).items()) if name != "texts"}
+        return [type(self).__name__, list(self.texts), more] if more else list(self.texts)
 
 
 class Joined:

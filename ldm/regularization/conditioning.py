@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Type, Union
 import torch
 
 from ldm.regularization.alignment import Alignment
-from ldm.regularization.checks import one_of, positive
+from ldm.regularization.checks import is_number, one_of, part_of, positive
 from ldm.regularization.choices import Joined, Prompts
 from ldm.regularization.geometry import uniform_on_simplex
 from ldm.regularization.neighbourhood import BetweenEncodings, BetweenTokens, InSpan, Isotropic, Morphed, OnSphere, Towards
@@ -102,6 +102,7 @@ class ClassPrompts(Conditioning):
         if prompts is not None and templates is not None:
             raise ValueError("ClassPrompts: both prompts and templates are given; only one of them can say what the prompts are")
         self.class_word = class_word
+        self._name = type(self).__name__
         self._given = prompts if prompts is None or isinstance(prompts, str) else [str(prompt) for prompt in prompts]
         self._templates = None if templates is None else list(templates)
         self._prompts: List[str] = []
@@ -122,16 +123,17 @@ class ClassPrompts(Conditioning):
                     "the concept could not be learnt. Name its class instead."
                 )
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
+    def named(self, name: str) -> "ClassPrompts":
+        """This, called so in what a user is told: where it is a part of something else."""
+        self._name = name
+        return self
 
     def _templates_of(self, words: Words) -> List[str]:
         return list(words.templates) if self._templates is None else self._templates
 
     def _class_word_of(self, words: Words) -> str:
         self.class_word = self.class_word or words.class_word
-        if not self.class_word:
+        if not self.class_word or not self.class_word.strip():
             raise ValueError(
                 f"{self._name}: no class word. The placeholder has no init word; set conditioning_config.params.class_word to what the concept is "
                 "one of (character, dog, …), or personalization_config.params.initializer_words."
@@ -235,11 +237,14 @@ class ListedPrompts(NearConceptPrompts):
 
     def __init__(self, class_word: Optional[str], prompts: Union[str, Sequence[str], None], templates: Optional[Sequence[str]]):
         super().__init__(class_word, templates)
-        self._list = ClassPrompts(class_word, prompts, templates if prompts is None else None)
+        self._list = ClassPrompts(class_word, prompts, templates if prompts is None else None).named(self._name)
 
     def bind(self, words: Words) -> None:
         super().bind(words)
         self._list.bind(words)
+
+    def known_prompts(self) -> List[str]:
+        return list(dict.fromkeys([*super().known_prompts(), *self._list.known_prompts()]))
 
 
 class Hypersphere(ListedPrompts):
@@ -301,8 +306,11 @@ class Mixture(Conditioning):
 
     def __init__(self, parts: Sequence[Conditioning], weights: Optional[Sequence[float]] = None):
         self.parts = list(parts)
-        self.weights = [1.0] * len(self.parts) if weights is None else [float(weight) for weight in weights]
-        if not self.parts or len(self.weights) != len(self.parts) or min(self.weights) < 0 or sum(self.weights) <= 0:
+        for part in self.parts:
+            part_of(Conditioning, part, "Mixture: an entry of conditioning_config.params.parts")
+        self.weights = [1.0] * len(self.parts) if weights is None else list(weights)
+        fit = len(self.weights) == len(self.parts) and all(is_number(weight) and weight >= 0 for weight in self.weights)
+        if not self.parts or not fit or not sum(self.weights) > 0:
             raise ValueError(f"Mixture: {len(self.parts)} parts with weights {self.weights}; expected one weight ≥ 0 for each part, not all 0")
 
     @property

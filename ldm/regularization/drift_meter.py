@@ -37,7 +37,7 @@ class DriftMeter(Part):
     ):  # fmt: skip
         self.points = whole(points, "meter_config.params.points")
         self._choose = prompts is None
-        self._conditioning: Conditioning = ClassPrompts(prompts=prompts)
+        self._conditioning: Conditioning = ClassPrompts(prompts=prompts).named("meter_config.params")
         self._latents = PriorSamples(samples=samples, ddim_steps=ddim_steps, cache_dir=cache_dir)
         self._teacher = CachedTeacher(noisings=noisings, cache_dir=cache_dir)
         self._source: Optional[Latents] = None

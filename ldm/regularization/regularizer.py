@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, Optional
 import torch
 
 from ldm.regularization.chance import SEED_LIMIT, Chance
+from ldm.regularization.checks import part_of, whole
 from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.latents import BesideEmpty, Latents, latent_shape
 from ldm.regularization.losses import Loss, NoiseMSE
@@ -40,15 +41,18 @@ class LocalityRegularizer:
         batch_size: int = 1,
         seed: int = 23,
     ):
-        if int(batch_size) != batch_size or batch_size < 1:
-            raise ValueError(f"regularization_config.params.batch_size is {batch_size}; expected a whole number of at least 1")
+        parts = {"weight": (ConstantWeight, weight), "conditioning": (Conditioning, conditioning), "latents": (Latents, latents), "teacher": (Teacher, teacher)}
+        for name, (kind, given) in parts.items():
+            part_of(kind, given, f"regularization_config.params.{name}_config")
+        if loss is not None and (not callable(loss) or isinstance(loss, Teacher)):
+            part_of(Loss, loss, "regularization_config.params.loss_config")
         self.weight = weight
         self.conditioning = conditioning
         self.latents = latents
         self.teacher = teacher
         self.loss = loss or NoiseMSE()
-        self.batch_size = int(batch_size)
-        self.seed = int(seed)
+        self.batch_size = whole(batch_size, "regularization_config.params.batch_size")
+        self.seed = whole(seed, "regularization_config.params.seed", least=0)
         self.acted = 0  # optimiser steps that carried the term
         self.floor: Optional[float] = None
         self.theta_hash: Optional[str] = None

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ldm.regularization.bank import hash_tensors, made_once
 from ldm.regularization.chance import Chance
+from ldm.regularization.checks import whole
 from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.latents import Latents
 from ldm.regularization.scopes import in_eval_mode, replaced
@@ -63,12 +64,25 @@ class FrozenCopy(Teacher):
         self.dtype = dtype
         self.device = device
         self._dtype = None if dtype is None else _dtype(dtype, "FrozenCopy")
+        if device is not None:
+            _device(device, "FrozenCopy")
         self._theta: Dict[str, nn.Module] = {}
         self._place: Optional[torch.device] = None
 
     def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:
         self._place = start.device if self.device is None else torch.device(self.device)
-        self._theta = {name: frozen_copy(module, self._place, self._dtype) for name, module in start.model.tuned_modules().items()}
+        tuned = start.model.tuned_modules()
+        try:
+            self._theta = {name: frozen_copy(module, self._place, self._dtype) for name, module in tuned.items()}
+        except (MemoryError, RuntimeError) as error:
+            if not _of_memory(error):
+                raise
+            size = sum(tensor.numel() * tensor.element_size() for module in tuned.values() for tensor in module.state_dict().values()) / 2**30
+            raise ValueError(
+                f"FrozenCopy: there is not enough memory on {self._place} for a second network of {size:.1f} GiB. What needs none: teacher_config: "
+                "CachedTeacher (with latents from a bank), or AdapterOff where adapters are tuned (model.params.adapter_config). What needs less: "
+                f"dtype: bfloat16 in teacher_config.params, or device: cpu there. ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            ) from error
         return latents
 
     @torch.no_grad()
@@ -119,12 +133,10 @@ class CachedTeacher(Teacher):
     """
 
     def __init__(self, noisings: int = 16, dtype: str = "float32", batch_size: int = 8, cache_dir: Optional[str] = None):
-        if int(noisings) != noisings or noisings < 1:
-            raise ValueError(f"teacher_config.params.noisings is {noisings}; expected a whole number of at least 1")
-        self.noisings = int(noisings)
+        self.noisings = whole(noisings, "teacher_config.params.noisings")
         self.dtype = dtype
         self._dtype = _dtype(dtype, "CachedTeacher")
-        self._batch_size = batch_size
+        self._batch_size = whole(batch_size, "teacher_config.params.batch_size")
         self._cache_dir = cache_dir
 
     def stored(self, latents: Latents) -> int:
@@ -206,6 +218,19 @@ def _rows(entries: NoisyLatents, rows: Sequence[int]) -> NoisyLatents:
     rows = list(rows)
     frozen = None if entries.frozen is None else entries.frozen[rows]
     return entries._replace(z_t=entries.z_t[rows], t=entries.t[rows], choice=entries.choice.select(rows), frozen=frozen)
+
+
+def _of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out: torch has no class of its own for that on a CPU."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(said in words for said in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
+def _device(name: str, whose: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{whose}: device is {name!r}; expected cpu, cuda, cuda:1 and the like") from error
 
 
 def _dtype(name: str, whose: str) -> torch.dtype:

@@ -6,13 +6,14 @@ import logging
 import math
 from typing import Any, Dict, Optional
 
+from ldm.regularization.checks import is_number, is_whole
 from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.drift_meter import DriftMeter
 from ldm.regularization.types import Model, Part, Start, TrainingBatch, Words
 
 logger = logging.getLogger(__name__)
 
-RECOMMENDED = 10.0  # the shipped configurations'
+RECOMMENDED = 10.0  # of the full-size models' configurations
 
 
 class ConstantWeight(Part):
@@ -24,12 +25,12 @@ class ConstantWeight(Part):
 
     def __init__(self, weight: float = 10.0, every: int = 1, warmup_steps: int = 0):
         problems = []
-        if not weight >= 0:
-            problems.append(f"weight is {weight}; expected a number of at least 0")
-        if int(every) != every or every < 1:
-            problems.append(f"every is {every}; expected a whole number of at least 1")
-        if int(warmup_steps) != warmup_steps or warmup_steps < 0:
-            problems.append(f"warmup_steps is {warmup_steps}; expected a whole number of at least 0")
+        if not is_number(weight) or weight < 0:
+            problems.append(f"weight is {weight!r}; expected a number of at least 0")
+        if not is_whole(every, 1):
+            problems.append(f"every is {every!r}; expected a whole number of at least 1")
+        if not is_whole(warmup_steps, 0):
+            problems.append(f"warmup_steps is {warmup_steps!r}; expected a whole number of at least 0")
         if problems:
             raise ValueError("weight_config.params: " + "; ".join(problems))
         self.weight = float(weight)
@@ -99,16 +100,16 @@ class DriftBudget(ConstantWeight):
     ):  # fmt: skip
         super().__init__(weight, every, warmup_steps)
         problems = []
-        if not 0 < budget < math.inf:
-            problems.append(f"budget is {budget}; expected a mean square above 0 (for no drift at all take ConstantWeight and a large weight)")
-        if not 0 < min_weight <= weight <= max_weight < math.inf:
+        if not is_number(budget) or budget <= 0:
+            problems.append(f"budget is {budget!r}; expected a mean square above 0 (for no drift at all take ConstantWeight and a large weight)")
+        if not all(map(is_number, (min_weight, max_weight))) or not 0 < min_weight <= weight <= max_weight:
             problems.append(f"min_weight, weight, max_weight are {min_weight}, {weight}, {max_weight}; expected numbers above 0 that do not fall")
-        if not step_size > 0:
-            problems.append(f"step_size is {step_size}; expected a number above 0")
-        if not 0 <= smoothing < 1:
-            problems.append(f"smoothing is {smoothing}; expected a number from 0 up to, not including, 1")
-        if int(measure_every) != measure_every or measure_every < 1:
-            problems.append(f"measure_every is {measure_every}; expected a whole number of at least 1")
+        if not is_number(step_size) or step_size <= 0:
+            problems.append(f"step_size is {step_size!r}; expected a number above 0")
+        if not is_number(smoothing) or not 0 <= smoothing < 1:
+            problems.append(f"smoothing is {smoothing!r}; expected a number from 0 up to, not including, 1")
+        if not is_whole(measure_every, 1):
+            problems.append(f"measure_every is {measure_every!r}; expected a whole number of at least 1")
         if problems:
             raise ValueError("weight_config.params: " + "; ".join(problems))
         self.budget = float(budget)
@@ -152,5 +153,10 @@ class DriftBudget(ConstantWeight):
         return {"dual": self.dual, "drift": self.drift, "measured_at": self._measured_at, "meter": self.meter.state_dict()}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
+        if "dual" not in state:
+            raise ValueError(
+                "weight_config: the run to be resumed had another weight than DriftBudget, which knows nothing of where to go on. "
+                "Resume it with the weight_config of its start, or start a new run."
+            )
         self.dual, self.drift, self._measured_at = state["dual"], state["drift"], state["measured_at"]
         self.meter.load_state_dict(state["meter"])

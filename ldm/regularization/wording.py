@@ -34,7 +34,10 @@ def lines_of(path: str, whose: str) -> List[str]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"{whose}: prompts: no file {path} (looked from {Path.cwd()}); expected a text file with one prompt a line, or a list")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{whose}: prompts: {path} is no text in UTF-8 ({error.reason} at byte {error.start}); expected one prompt a line") from error
     prompts = [line for line in lines if line]
     if not prompts:
         raise ValueError(f"{whose}: the file of prompts {path} is empty; expected one prompt a line")

@@ -128,6 +128,8 @@ def saving(need: Need) -> str:
     advice = []
     if need.optimizer + need.gradients > need.weights // 2:
         advice.append("train fewer parameters (model.params.adapter_config), or with an optimiser that remembers less (model.params.optimizer_config)")
+    if need.kept_by_term > need.weights // 2:
+        advice.append("a teacher that keeps no second network (teacher_config: CachedTeacher, with adapters AdapterOff), or FrozenCopy with dtype: bfloat16")
     if need.rest > need.weights // 2:
         advice.append("a smaller data.params.batch_size, or use_checkpoint: true under unet_config.params")
     return "; ".join(advice) or "close other programs, or take a larger machine"

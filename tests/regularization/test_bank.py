@@ -60,6 +60,14 @@ def test_second_run_finds_what_the_first_has_made(tmp_path, caplog):
     assert str(only_file(tmp_path)) in caplog.text, "the log says where it was found"
 
 
+def test_a_bank_of_another_base_is_left_alone_and_the_log_says_that_one_is_made(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "ldm.regularization.bank"):
+        made_once("a bank", {"theta": "one"}, Maker(), cache_dir=tmp_path)
+        assert f"a bank: none in {tmp_path}" in caplog.text and "made now" in caplog.text and "there are" not in caplog.text
+        made_once("a bank", {"theta": "another"}, Maker(), cache_dir=tmp_path)
+    assert "there are 1 of other models or settings" in caplog.text and len(list(tmp_path.glob("a-bank-*.pt"))) == 2
+
+
 def test_any_other_fact_makes_another_bank(tmp_path):
     maker = Maker()
     for facts in ({"seed": 1}, {"seed": 2}, {"seed": 1, "theta": "x"}):

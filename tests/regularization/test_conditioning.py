@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 import torch
 
-from ldm.regularization import ClassPrompts, Conditioning, EmptyPrompt, Mixture, Words
+from ldm.regularization import ClassPrompts, Conditioning, EmptyPrompt, Hypersphere, Mixture, NoiseLatents, PTIMorphing, Words
 from ldm.regularization.choices import Joined, Prompts
 from ldm.regularization.conditioning import Slot, choose
 from tests.regularization.doubles import WORDS
@@ -80,15 +80,21 @@ def test_a_placeholder_that_is_a_word_is_replaced_as_a_word_only():
         (lambda folder: (ClassPrompts(prompts=[]), WORDS), "empty list"),
         (lambda folder: (ClassPrompts(prompts=str(folder / "none.txt")), WORDS), "none.txt"),
         (lambda folder: (ClassPrompts(prompts=str(folder / "blank.txt")), WORDS), "blank.txt is empty"),
+        (lambda folder: (ClassPrompts(prompts=str(folder / "picture.png")), WORDS), "ClassPrompts: .*picture.png is no text"),
+        (lambda folder: (Hypersphere(prompts=str(folder / "blank.txt")), WORDS), "Hypersphere: .*blank.txt is empty"),
+        (lambda folder: (PTIMorphing(prompts=["a *"]), WORDS), "PTIMorphing: .*placeholder"),
+        (lambda folder: (ClassPrompts(class_word=" "), WORDS), "class_word"),
         (lambda folder: (ClassPrompts(prompts=["a photo of a *"]), WORDS), "contains the placeholder"),
         (lambda folder: (ClassPrompts(class_word="*"), WORDS), "contains the placeholder"),
         (lambda folder: (ClassPrompts(templates=["no braces"]), WORDS), "no braces"),
         (lambda folder: (ClassPrompts(templates=[]), WORDS), "templates"),
     ],
-    ids=["no class word", "no prompts", "no file", "empty file", "placeholder", "class word is placeholder", "template without {}", "no templates"],
+    ids=["no class word", "no prompts", "no file", "empty file", "binary file", "sphere's file", "morphing's list", "blank class word", "placeholder",
+         "class word is placeholder", "template without {}", "no templates"],
 )
 def test_what_cannot_be_used_is_refused_by_name(tmp_path, make, said):
     (tmp_path / "blank.txt").write_text("\n  \n")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     conditioning, words = make(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         conditioning.bind(words)
@@ -99,12 +105,17 @@ def test_prompts_and_templates_exclude_each_other():
         ClassPrompts(prompts=["a"], templates=["a {}"])
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]], ids=["too few", "negative", "all zero"])
+@pytest.mark.parametrize(
+    "weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, float("nan")], [1.0, float("inf")], [1.0, "1"]],
+    ids=["too few", "negative", "all zero", "nan", "infinite", "text"],
+)
 def test_mixture_refuses_weights_that_are_none(weights):
     with pytest.raises(ValueError, match="Mixture"):
         Mixture([EmptyPrompt(), ClassPrompts()], weights)
     with pytest.raises(ValueError, match="0 parts"):
         Mixture([])
+    with pytest.raises(ValueError, match="parts is a NoiseLatents; expected a Conditioning"):
+        Mixture([EmptyPrompt(), NoiseLatents()])
 
 
 @pytest.mark.parametrize("n", [1, 4, 64])
@@ -133,6 +144,11 @@ def test_mixture_hands_each_caption_to_the_part_that_draws_for_it():
 def test_prompts_that_may_be_drawn_are_known_in_advance():
     mixture = bound(Mixture([EmptyPrompt(), ClassPrompts(templates=["a {}", "a {}", "the {}"])]))
     assert mixture.known_prompts() == ["", "a cat", "the cat"] == list(dict.fromkeys(sorted(prompts_of(mixture.slots(99, generator())))))
+
+
+def test_what_a_sphere_or_morphing_goes_towards_is_known_in_advance_too():
+    assert bound(Hypersphere(prompts=["a house"], templates=["a {}"])).known_prompts() == ["a cat", "a house"]
+    assert bound(PTIMorphing(templates=["a {}"])).known_prompts() == ["a cat"]
 
 
 def test_mixture_lets_each_part_look_at_the_model():

@@ -15,15 +15,19 @@ from ldm.regularization import (
     Latents,
     LocalityRegularizer,
     NoiseLatents,
+    NoiseMSE,
     NoisyLatents,
     Part,
     PriorSamples,
     Teacher,
     TrainingLatents,
 )
+from ldm.regularization import conditioning as conditioning_module
 from ldm.regularization.choices import Prompts
 from ldm.regularization.conditioning import choose
-from tests.regularization.doubles import ToyModel, batch_of, regularizer_of, start_of
+from ldm.regularization.configuration import build
+from ldm.util import instantiate_from_config
+from tests.regularization.doubles import WORDS, ToyModel, batch_of, regularizer_of, start_of
 
 
 def run(regularizer, model, steps, batch=None, training=True) -> list:
@@ -172,6 +176,23 @@ def test_batch_size_below_1_is_refused(size):
         LocalityRegularizer(weight=ConstantWeight(), conditioning=EmptyPrompt(), latents=TrainingLatents(), teacher=FrozenCopy(), batch_size=size)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("weight", None), ("weight", NoiseMSE()), ("conditioning", NoiseLatents()), ("latents", NoiseMSE()), ("teacher", EmptyPrompt()), ("loss", FrozenCopy())],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_part_in_the_wrong_place_is_named_by_its_key(name, part):
+    parts = {"weight": ConstantWeight(), "conditioning": EmptyPrompt(), "latents": TrainingLatents(), "teacher": FrozenCopy()}
+    found = "empty" if part is None else f"a {type(part).__name__}"
+    with pytest.raises(ValueError, match=f"regularization_config.params.{name}_config is {found}; expected a "):
+        LocalityRegularizer(**{**parts, name: part})
+
+
+def test_a_seed_that_is_none_is_refused_by_name():
+    with pytest.raises(ValueError, match="regularization_config.params.seed is None"):
+        LocalityRegularizer(weight=ConstantWeight(), conditioning=EmptyPrompt(), latents=TrainingLatents(), teacher=FrozenCopy(), seed=None)
+
+
 # Each of these is a part that the package does not have: one small class, and nothing else had to change.
 
 
@@ -229,10 +250,31 @@ def test_another_conditioning_is_one_small_class(tmp_path):
     model = ToyModel()
     exact = regularizer_of(model, conditioning=HalfwayTokens())
     assert exact.floor == 0.0 and run(exact, model, [0]) == [0.0]
-    cached = regularizer_of(model, conditioning=HalfwayTokens(), latents=NoiseLatents(), teacher=CachedTeacher(noisings=2, cache_dir=str(tmp_path)))
-    assert cached.floor < 1e-10, "each entry keeps its own point between the two"
+
+    def cached(conditioning):
+        return regularizer_of(model, conditioning=conditioning, latents=NoiseLatents(), teacher=CachedTeacher(noisings=2, cache_dir=str(tmp_path)))
+
+    class Nearer(HalfwayTokens):
+        def choose(self, prompts, generator):
+            return self.Halfway(prompts, 0.1 * torch.rand(len(prompts), generator=generator))
+
+    held = cached(HalfwayTokens())
+    assert held.floor < 1e-10, "each entry keeps its own point between the two"
+    assert cached(Nearer()).floor < 1e-10, "and what it keeps is told from what another one kept"
     model.take_a_step()
-    assert run(cached, model, [1])[0] > 0
+    assert run(held, model, [1])[0] > 0
+
+
+def test_another_conditioning_is_named_in_the_yaml_like_any(monkeypatch):
+    monkeypatch.setattr(conditioning_module, "HalfwayTokens", HalfwayTokens, raising=False)
+    here = "ldm.regularization."
+    parts = ("weight.ConstantWeight", "conditioning.HalfwayTokens", "latents.TrainingLatents", "teacher.FrozenCopy")
+    params = {f"{target.split('.')[0]}_config": {"target": here + target} for target in parts}
+    built = build({"target": here + "regularizer.LocalityRegularizer", "params": params}, instantiate_from_config)
+    assert isinstance(built.conditioning, HalfwayTokens)
+    built.bind(WORDS)
+    built.prepare(start_of(ToyModel()))
+    assert built.floor == 0.0
 
 
 def test_another_source_of_latents_is_one_small_class():

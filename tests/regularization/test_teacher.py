@@ -269,10 +269,46 @@ def test_choices_are_settled_by_the_frozen_encoder(conditioning, tmp_path):
     assert choice.by == frozen and teachers[1].settle(model, choice) is choice
 
 
-@pytest.mark.parametrize("make", [lambda: FrozenCopy(dtype="half-ish"), lambda: CachedTeacher(dtype="int8"), lambda: CachedTeacher(noisings=0)])
-def test_impossible_settings_are_refused(make):
-    with pytest.raises(ValueError, match="dtype|noisings"):
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: FrozenCopy(dtype="half-ish"), "dtype is 'half-ish'"),
+        (lambda: FrozenCopy(device="gpu"), "device is 'gpu'.*cpu, cuda"),
+        (lambda: CachedTeacher(dtype="int8"), "dtype is 'int8'"),
+        (lambda: CachedTeacher(noisings=0), "noisings is 0"),
+        (lambda: CachedTeacher(batch_size=0), "teacher_config.params.batch_size is 0"),
+    ],
+)
+def test_impossible_settings_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "a card", "a CPU"],
+)
+def test_where_memory_does_not_hold_a_copy_the_teachers_that_need_none_are_named(conditioning, monkeypatch, failure):
+    def full(*args, **kwargs):
+        raise failure
+
+    monkeypatch.setattr(copy, "deepcopy", full)
+    with pytest.raises(ValueError, match="not enough memory on cpu.*GiB.*CachedTeacher.*AdapterOff.*dtype: bfloat16"):
+        prepared_copy(ToyModel(), conditioning)
+
+
+def test_another_failure_of_a_copy_keeps_its_own_words(conditioning, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
+
+    monkeypatch.setattr(copy, "deepcopy", broken)
+    with pytest.raises(RuntimeError, match="created explicitly"):
+        prepared_copy(ToyModel(), conditioning)
 
 
 def test_a_network_held_on_the_bank_is_held_as_well_at_points_it_has_never_met(conditioning, tmp_path):

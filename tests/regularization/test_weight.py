@@ -28,6 +28,10 @@ def test_warm_up_rises_linearly_from_0_and_then_stays():
     [
         ({"weight": -1.0}, "weight is -1"),
         ({"weight": float("nan")}, "weight is nan"),
+        ({"weight": float("inf")}, "weight is inf"),
+        ({"weight": "1e-3"}, "weight is '1e-3'"),
+        ({"weight": None}, "weight is None"),
+        ({"every": "8"}, "every is '8'"),
         ({"every": 0}, "every is 0"),
         ({"warmup_steps": -3}, "warmup_steps is -3"),
     ],
@@ -109,6 +113,11 @@ def test_a_budget_goes_on_where_it_was():
     assert (second.at(5), second.drift) == (first.at(5), first.drift) and watched(second, [5, 6])[0][1] is None
 
 
+def test_a_budget_that_is_told_to_go_on_from_another_weight_says_so():
+    with pytest.raises(ValueError, match="weight_config.*another weight than DriftBudget"):
+        DriftBudget(0.01, meter=Told(0.02)).load_state_dict(ConstantWeight().state_dict())
+
+
 @pytest.mark.parametrize("free", [0.5, 2.0, 10.0, 40.0], ids=lambda free: f"unregularised drift {free} budgets")
 def test_dual_ascent_meets_the_budget_where_drift_answers_to_the_weight(free):
     """A quadratic loss pulls x to 1 and the term to 0, which settles at drift = free · budget / (1 + weight/3)²: the dual variable is known."""
@@ -131,6 +140,9 @@ def test_dual_ascent_meets_the_budget_where_drift_answers_to_the_weight(free):
     [
         ({"budget": 0.0}, "budget is 0.0.*ConstantWeight"),
         ({"budget": -1.0}, "budget is -1"),
+        ({"budget": "1e-3"}, "budget is '1e-3'"),
+        ({"budget": None}, "budget is None"),
+        ({"budget": 0.1, "max_weight": None}, "max_weight"),
         ({"budget": 0.1, "step_size": 0.0}, "step_size is 0"),
         ({"budget": 0.1, "smoothing": 1.0}, "smoothing is 1"),
         ({"budget": 0.1, "measure_every": 0}, "measure_every is 0"),

@@ -10,6 +10,7 @@ import torch
 
 from ldm.training import disk, memory, run, tracing
 from ldm.training.disk import Files, check_room
+from ldm.training.forecast import saving
 from ldm.training.tracing import LiveBytes, bytes_of
 from ldm.util import instantiate_from_config
 from tests.training import tiny, toy
@@ -113,8 +114,8 @@ def test_a_loss_of_guided_outputs_keeps_and_passes_twice_as_much():
 def test_activations_grow_with_the_batch_and_shrink_with_checkpoints():
     checkpointed = section()
     checkpointed["params"]["unet_config"]["params"]["use_checkpoint"] = True
-    small, large, saving = need_of(section(), 2), need_of(section(), 32), need_of(checkpointed, 32)
-    assert small.weights == large.weights and large.rest > 4 * small.rest and saving.peak < large.peak
+    small, large, frugal = need_of(section(), 2), need_of(section(), 32), need_of(checkpointed, 32)
+    assert small.weights == large.weights and large.rest > 4 * small.rest and frugal.peak < large.peak
 
 
 def test_term_adds_its_probes_or_its_second_network_and_a_pass():
@@ -128,6 +129,7 @@ def test_term_adds_its_probes_or_its_second_network_and_a_pass():
     size = tiny.SIZE // tiny.FACTOR
     assert cached.kept_by_term == 2 * 4 * 2 * tiny.CHANNELS * size * size * 4
     assert copied.kept_by_term == pytest.approx(copied.gradients - 4 * tiny.WIDTH, rel=0.01)  # network and text encoder once more
+    assert "CachedTeacher" in saving(copied) and "CachedTeacher" not in saving(cached) and "CachedTeacher" not in saving(plain)
     assert off == plain and cached.peak > plain.peak
 
 
