@@ -24,7 +24,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.evaluation.step_cost import FORGET_PEAK, Trained, batch_of, peak_bytes, take_turns
+from ldm.evaluation.step_cost import FORGET_PEAK, Trained, batch_of, peak_bytes, ratio_by_cycles, take_turns
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VARIANTS = ("plain", "copy", "cached", "default", "loss")
@@ -53,16 +53,13 @@ def measure_time(configs: dict[str, DictConfig], options: argparse.Namespace, pi
     cycles = max(2, -(-options.rounds // every))
     seconds = take_turns(trained, batch_of(options.batch_size, pixels), warm_up=every, rounds=cycles * every)
     plain = seconds["plain"]
-    ratio = {name: statistics.median(a / b for a, b in zip(seconds[name], plain, strict=True)) for name in ("copy", "cached")}
-
-    def per_cycle(name: str, over: str) -> float:
-        return statistics.median(sum(seconds[name][i : i + every]) / sum(seconds[over][i : i + every]) for i in range(0, len(plain), every))
-
+    ratio = {name: ratio_by_cycles(seconds[name], plain, 1) for name in ("copy", "cached")}
     result = {
-        "plain_s": statistics.median(plain), "copy_ratio": ratio["copy"], "cached_ratio": ratio["cached"], "default_ratio": per_cycle("default", "plain"),
+        "plain_s": statistics.median(plain), "copy_ratio": ratio["copy"], "cached_ratio": ratio["cached"],
+        "default_ratio": ratio_by_cycles(seconds["default"], plain, every),
     }  # fmt: skip
     if "loss" in seconds:
-        result["loss_ratio"] = per_cycle("loss", "default")
+        result["loss_ratio"] = ratio_by_cycles(seconds["loss"], seconds["default"], every)
     return result
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,22 @@ def take_turns(
 
 
 def step_ratio(
-    plain: DictConfig, other: DictConfig, base_checkpoint: Path, *, batch_size: int, learning_rate: float, pixels: int, rounds: int = 12
+    plain: DictConfig, other: DictConfig, base_checkpoint: Path, *, batch_size: int, learning_rate: float, pixels: int, rounds: int = 12,
+    cycle: int = 1,
 ) -> tuple[float, float]:
-    """(seconds of a plain step, those of the other over them): medians over the rounds. plain, other: sections `model:`."""
+    """(seconds of a plain step, those of the other over them): medians over the rounds. plain, other: sections `model:`. cycle: steps after which the
+    other's repeat, the cheap among the dear; so many are taken together."""
     options = {"learning_rate": learning_rate, "pixels": pixels}
     trained = {name: Trained(config, base_checkpoint, **options) for name, config in (("plain", plain), ("other", other))}
-    seconds = take_turns(trained, batch_of(batch_size, pixels), warm_up=2, rounds=rounds, progress=None)
-    ratios = [b / a for a, b in zip(seconds["plain"], seconds["other"], strict=True)]
-    return statistics.median(seconds["plain"]), statistics.median(ratios)
+    warm_up, cycles = -(-2 // cycle) * cycle, -(-rounds // cycle)
+    seconds = take_turns(trained, batch_of(batch_size, pixels), warm_up=warm_up, rounds=cycles * cycle, progress=None)
+    return statistics.median(seconds["plain"]), ratio_by_cycles(seconds["other"], seconds["plain"], cycle)
+
+
+def ratio_by_cycles(seconds: Sequence[float], plain: Sequence[float], cycle: int) -> float:
+    """One model's time over the plain one's: the median over whole cycles of so many steps."""
+    starts = range(0, len(plain), cycle)
+    return statistics.median(sum(seconds[i : i + cycle]) / sum(plain[i : i + cycle]) for i in starts)
 
 
 def peak_bytes(config: DictConfig, base_checkpoint: Path, *, batch_size: int, learning_rate: float, pixels: int) -> int | None:

@@ -1,6 +1,6 @@
 """The arms of the full study: each way of holding the prior at each strength, as words for the training command.
 
-locality/CONDITIONING/LATENTS/WEIGHT     the regulariser; with `/two-phase`, round a word learnt before
+locality/CONDITIONING/LATENTS/WEIGHT     the regulariser; with `/two-phase`, round a word learnt before; with `every-k` in every k-th step, k-fold there
 RIVAL/STRENGTH                           what `ldm.rivals` has, and what can be had of the unregularised run without another one
 unregularized, unregularized/two-phase, frozen
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "cached": {"target": "ldm.regularization.teacher.CachedTeacher", "params": {"noisings": 8}},
 }
 
+LAZY = (2, 5)  # k: the shipped term in every k-th step
 PROBES, SEED = 8, 23  # of the term, in each step
 WEIGHTS = (1.5, 7.5, 37.5)  # λ, from about the shipped one on: with less, the empty prompt holds hardly anything
 FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long
@@ -72,25 +73,28 @@ _TERM = "model.params.regularization_config.params."
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of tuning. conditioning, latents: of the regulariser, by their names here. strength: λ, or a rival's; None where there is none."""
+    """One way of tuning. conditioning, latents: of the regulariser, by their names here. strength: λ, or a rival's; None where there is none.
+    every: how often the regulariser acts."""
 
     method: str
     conditioning: str | None = None
     latents: str | None = None
     strength: float | None = None
     phases: int = 1
+    every: int = 1
 
     @property
     def name(self) -> str:
         """What rows call it; no two arms share it."""
-        parts = [self.method, self.conditioning, None if self.conditioning == SHIPPED else self.latents]
+        lazy = None if self.every == 1 else f"every-{self.every}"
+        parts = [self.method, self.conditioning, None if self.conditioning == SHIPPED else self.latents, lazy]
         strength = [] if self.strength is None else [f"{self.strength:g}"]
         return "/".join([*filter(None, parts), *strength, *(["two-phase"] if self.phases == 2 else [])])
 
     @property
     def line(self) -> str:
         """Its name without the strength: arms of one line differ in that alone."""
-        return Arm(self.method, self.conditioning, self.latents, None, self.phases).name
+        return replace(self, strength=None).name
 
     @property
     def ours(self) -> bool:
@@ -110,7 +114,8 @@ class Arm:
             return "unregularized"
         if not self.ours:
             return self.method
-        return "/".join([self.method, str(self.conditioning), "bank" if self.latents in ("prior", "trajectories") else str(self.latents)])
+        lazy = [] if self.every == 1 else [f"every-{self.every}"]
+        return "/".join([self.method, str(self.conditioning), "bank" if self.latents in ("prior", "trajectories") else str(self.latents), *lazy])
 
     @property
     def source(self) -> Arm:
@@ -130,9 +135,9 @@ class Arm:
         return "class" if self.conditioning == SHIPPED else self.conditioning
 
     def _term(self) -> list[str]:
+        weight = {"target": "ldm.regularization.weight.ConstantWeight", "params": {"weight": self.strength, "every": self.every, "warmup_steps": 0}}
         if self.conditioning == SHIPPED:
-            return [f"{_TERM}weight_config.params.weight={self.strength!r}"]
-        weight = {"target": "ldm.regularization.weight.ConstantWeight", "params": {"weight": self.strength, "every": 1, "warmup_steps": 0}}
+            return [f"{_TERM}weight_config={json.dumps(weight)}"]
         parts = {"weight": weight, "conditioning": CONDITIONINGS[self.conditioning], "latents": LATENTS[self.latents], "teacher": TEACHERS[self.teacher]}
         told = [f"{_TERM}{part}_config={json.dumps(config)}" for part, config in (parts | {"loss": LOSS}).items()]
         return [f"{_TERM}batch_size={PROBES}", f"{_TERM}seed={SEED}", *told]
@@ -145,7 +150,7 @@ def screen_arms(weights: Sequence[float] = WEIGHTS) -> list[Arm]:
     """All arms that are known from the start, the unregularised one before those that are made of its run."""
     known = [FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE]
     known += [Arm("locality", conditioning, latents, weight) for conditioning in CONDITIONINGS for latents in LATENTS for weight in weights]
-    known += [Arm("locality", SHIPPED, "mixed", weight) for weight in weights]
+    known += [Arm("locality", SHIPPED, "mixed", weight, every=k) for k in (1, *LAZY) for weight in weights]
     return known + rival_arms()
 
 
@@ -158,4 +163,4 @@ def rival_arms() -> list[Arm]:
 
 def arm_of(row: Mapping[str, Any]) -> Arm:
     """The arm that a row is of."""
-    return Arm(row["method"], row["conditioning"], row["latents"], row["strength"], row["phases"])
+    return Arm(row["method"], row["conditioning"], row["latents"], row["strength"], row["phases"], row["every"])

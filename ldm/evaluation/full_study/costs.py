@@ -29,7 +29,7 @@ def cost_of(study: FullStudy, arm: Arm) -> Cost:
     """
     plain, other = (merge([study.configs[one.ours, 1]], one.overrides()) for one in (UNREGULARIZED, arm))
     how = {"batch_size": int(plain.data.params.batch_size), "learning_rate": 1.0e-4, "pixels": int(plain.data.params.train.params.size)}
-    _, ratio = step_ratio(plain.model, other.model, study.base, rounds=study.cost_rounds, **how)
+    _, ratio = step_ratio(plain.model, other.model, study.base, rounds=study.cost_rounds, cycle=arm.every, **how)
     peaks = [_peak(config, study.base, how) for config in (plain, other)]
     return {"step_ratio": round(ratio, 4), "memory_ratio": None if None in peaks else round(peaks[1] / peaks[0], 4)}
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, screen_arms
 from ldm.evaluation.full_study.chart import lines_of, write_chart
+from ldm.evaluation.full_study.rivals import rivals_over_strengths
 from ldm.evaluation.full_study.rows import FullResultsFile
-from ldm.evaluation.full_study.sentences import IDEA_NAMES, sentences
+from ldm.evaluation.full_study.sentences import IDEA_NAMES, lazily, sentences
 from ldm.evaluation.full_study.statistics import Estimate, Row, Standing, by_arm, drift_decades, hypervolume, over_characters, standings
 from ldm.evaluation.results_page import put_between
 
@@ -53,6 +54,10 @@ def written(
     else:
         parts.append("The finals are not there yet.")
     parts += [f"### Screen: {_of(screen)}", _how(screen, summary), _so_far(screen, planned), screen_table(in_screen)]
+    if lazy := lazily(screen):
+        parts += ["Computed in every k-th step, k-fold there (lazy regularisation; under Adam not the same as in every step):", "\n".join(lazy)]
+    if rivals := rivals_over_strengths(screen):
+        parts += ["### The rivals over their strengths", rivals]
     return "\n\n".join(part for part in parts if part)
 
 

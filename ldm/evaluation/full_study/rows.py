@@ -41,6 +41,7 @@ def full_row(
         "latents": arm.latents,
         "strength": arm.strength,
         "phases": arm.phases,
+        "every": arm.every,
         "teacher": arm.teacher,
         "drift_in_pattern": of_list("in_pattern"),
         "drift_off_pattern": of_list("off_pattern"),

@@ -2,11 +2,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ldm.evaluation.full_study.arms import IDEAS, MIXTURE, UNREGULARIZED, Arm
 from ldm.evaluation.full_study.chart import lines_of
-from ldm.evaluation.full_study.statistics import KEEPS_IDENTITY, REFERENCE, Estimate, Row, Standing, by_arm, drift_decades, hypervolume, in_order, standings
+from ldm.evaluation.full_study.statistics import (
+    KEEPS_IDENTITY,
+    REFERENCE,
+    Estimate,
+    Row,
+    Standing,
+    by_arm,
+    drift_decades,
+    hypervolume,
+    in_order,
+    over_characters,
+    standings,
+)  # fmt: skip
 
 IDEA_NAMES = {
     "empty": "idea 1, the empty prompt", "class": "idea 2, class prompts", "embedding": "idea 3, half-way in the token embeddings",
@@ -37,6 +49,23 @@ def sentences(rows: Sequence[Row], in_screen: Mapping[Arm, Standing]) -> list[st
     said += [_beside_mixture(finals, idea) for idea in TO_SURPASS]
     said += [*_at_identity(finals), *_volumes(finals, in_screen)]
     return [f"- {sentence}" for sentence in said]
+
+
+def lazily(rows: Iterable[Row]) -> list[str]:
+    """What computing the term in every k-th step saves and costs: a list item in Markdown for each such arm whose twin of every step is there."""
+    of_arm = by_arm(rows)
+    said = []
+    for arm, mine in of_arm.items():
+        twin = of_arm.get(replace(arm, every=1))
+        if arm.every == 1 or twin is None:
+            continue
+        more = drift_decades(twin, mine, "drift_off_pattern")
+        costs = [f"× {some[0]['step_ratio']:.2f}" if some[0]["step_ratio"] else "an unknown time" for some in (mine, twin)]
+        identity = [over_characters(some, "trait_rate_concept") for some in (mine, twin)]
+        leaks = [over_characters(some, "leak_off_pattern") for some in (mine, twin)]
+        said.append(f"- `{arm.name}`: a step takes {costs[0]} instead of {costs[1]}; off-pattern drift is {factor(more)} that of every step, "
+                    f"off-pattern leak {leaks[0]:.3f} instead of {leaks[1]:.3f}, identity {identity[0]:.3f} instead of {identity[1]:.3f}.")  # fmt: skip
+    return said
 
 
 def above_zero(decades: Estimate) -> bool | None:

@@ -1,9 +1,24 @@
 """Every arm that there is becomes a config that builds its parts."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from ldm.evaluation.full_study.arms import CONDITIONINGS, CONFIGS, FEWER_WEIGHTS, IDEAS, LATENTS, NEAR_CONCEPT, RIVALS, WEIGHTS, Arm, arm_of, screen_arms
+from ldm.evaluation.full_study.arms import (
+    CONDITIONINGS,
+    CONFIGS,
+    FEWER_WEIGHTS,
+    IDEAS,
+    LATENTS,
+    LAZY,
+    NEAR_CONCEPT,
+    RIVALS,
+    WEIGHTS,
+    Arm,
+    arm_of,
+    screen_arms,
+)  # fmt: skip
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.regularized import RegularizedLatentDiffusion
 from ldm.training.compose import merge
@@ -14,6 +29,7 @@ from tests.golden.case import REPOSITORY
 
 ARMS = screen_arms()
 WITH_RUN = [arm for arm in ARMS if arm.method != "frozen" and arm.source == arm and arm.strength in (None, 1.5, *(some[0] for _, some in RIVALS.values()))]
+LAZY_ARMS = [arm for arm in ARMS if arm.every > 1]
 TWO_PHASE = [Arm("locality", name, "prior", 1.5, 2) for name in CONDITIONINGS] + [Arm("locality", "shipped", "mixed", 1.5, 2)]
 
 
@@ -37,7 +53,7 @@ def test_names_tell_arms_apart_and_rows_give_them_back():
 
 def test_fewer_weights_are_some_of_the_weights():
     assert set(FEWER_WEIGHTS) < set(WEIGHTS) and len(FEWER_WEIGHTS) == 2
-    assert len(screen_arms(FEWER_WEIGHTS)) == len(ARMS) - 7 * 4 - 1
+    assert len(screen_arms(FEWER_WEIGHTS)) == len(ARMS) - 7 * 4 - 1 - len(LAZY)
 
 
 @pytest.mark.parametrize("arm", [*WITH_RUN, *TWO_PHASE], ids=lambda arm: arm.name)
@@ -54,6 +70,15 @@ def test_the_config_of_an_arm_has_no_fault_and_its_own_parts_alone(arm):
     term = config.model.params.regularization_config.params
     assert term.weight_config.params.weight == arm.strength
     assert term.conditioning_config == CONDITIONINGS[arm.conditioning] and term.latents_config == LATENTS[arm.latents]
+
+
+def test_a_lazy_arm_is_the_shipped_one_in_every_kth_step():
+    assert {(arm.conditioning, arm.every) for arm in LAZY_ARMS} == {("shipped", k) for k in LAZY} and len(LAZY_ARMS) == len(LAZY) * len(WEIGHTS)
+    for arm in LAZY_ARMS:
+        lazy, busy = composed(arm), composed(replace(arm, every=1))
+        assert lazy.model.params.regularization_config.params.weight_config.params.every == arm.every
+        lazy.model.params.regularization_config.params.weight_config.params.every = 1
+        assert lazy == busy and busy.model.params.regularization_config.params.weight_config.params.weight == arm.strength
 
 
 @pytest.mark.parametrize("arm", [arm for arm in WITH_RUN if arm.conditioning in CONDITIONINGS], ids=lambda arm: arm.name)

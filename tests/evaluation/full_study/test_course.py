@@ -33,7 +33,8 @@ from tests.regularization.tiny_runs import term_config
 
 PROMPTS = REPOSITORY / "assets" / "characters" / "prompts"
 MORE_KEYS = [
-    "method", "conditioning", "latents", "strength", "phases", "teacher", "drift_in_pattern", "drift_off_pattern", "leak_in_pattern", "leak_off_pattern",
+    "method", "conditioning", "latents", "strength", "phases", "every",
+    "teacher", "drift_in_pattern", "drift_off_pattern", "leak_in_pattern", "leak_off_pattern",
     "nats", "step_ratio", "memory_ratio", "train_seconds", "measure_seconds", "stage", "arm_sha256",
 ]  # fmt: skip
 ARMS = ["locality/empty+class/training/1.5", "kv_only/0.001", "interpolation/0.5", "early_stopping/0.5"]

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, rival_arms
 from ldm.evaluation.full_study.chart import shown_lines
 from ldm.evaluation.full_study.page import BEGIN, END, write_full_page, written
-from ldm.evaluation.full_study.sentences import sentences
+from ldm.evaluation.full_study.rivals import EFFECTS, rivals_over_strengths
+from ldm.evaluation.full_study.sentences import lazily, sentences
 from ldm.evaluation.full_study.statistics import standings
 from tests.evaluation.full_study.world import CONCEPTS, made_row, made_rows
 
@@ -135,3 +137,35 @@ def test_rows_that_are_not_there_are_told(command, tmp_path):
     assert code == 1 and "no lines" in said and page.read_text() == "by hand" and not (tmp_path / "chart.png").exists()
     with pytest.raises(ValueError, match="no row of the screen"):
         write_full_page(write_rows(tmp_path / "empty.json", []), page, tmp_path / "chart.png")
+
+
+def test_what_every_kth_step_saves_and_costs_is_told_beside_its_twin():
+    busy = Arm("locality", "shipped", "mixed", 1.5)
+    lazy = replace(busy, every=5)
+    rows = made_rows([(busy, 1.0, 1.5), (lazy, 0.9, 1.4), (replace(busy, strength=7.5, every=5), 1.0, 1.0)])
+    for row in rows:
+        row["step_ratio"] = 1.17 if row["every"] == 5 else 1.87
+    (said,) = lazily(rows)
+    assert "every-5/1.5`: a step takes × 1.17 instead of × 1.87; off-pattern drift is 1.26 times (1.26 to 1.26) that of every step" in said
+    assert "identity 0.900 ± 0.000 instead of 1.000" in said
+
+
+@pytest.mark.parametrize(
+    ("decades", "said"),
+    [
+        ((0.1, 0.5, 1.0), "drift on the class's prompts falls at every step"),
+        ((0.1, 0.05, 1.0), "not at every step: drift on the class's prompts falls"),
+        ((1.0, 0.5, 0.1), "Not so here: drift on the class's prompts does not fall"),
+    ],
+)
+def test_a_rivals_course_is_held_against_its_paper(decades, said):
+    strengths = (1e-4, 1e-3, 1e-2)
+    text = rivals_over_strengths(made_rows([(Arm("base_weights", strength=s), 0.9, value) for s, value in zip(strengths, decades, strict=True)]))
+    assert said in line_with(text, "`base_weights`") and "at 0.01 identity 0.90" in text
+    stopped = [(Arm("early_stopping", strength=share), 0.9, less) for share, less in ((0.1, 1.0), (0.5, 0.5), (0.9, 0.1))]
+    rising = rivals_over_strengths(made_rows(stopped))
+    assert "rises at every step" in rising
+
+
+def test_every_rival_has_an_effect_to_be_held_against():
+    assert set(EFFECTS) == {arm.method for arm in rival_arms()}

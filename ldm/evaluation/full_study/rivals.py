@@ -1,0 +1,53 @@
+"""What the rivals do over their strengths in the screen: whether each does here what its paper says of it."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ldm.evaluation.full_study.arms import UNREGULARIZED, Arm
+from ldm.evaluation.full_study.statistics import Row, by_arm, drift_decades, over_characters
+
+
+class Effect(NamedTuple):
+    """What a paper says happens as the strength rises."""
+
+    said: str
+    less_drift: bool
+
+
+EFFECTS = {
+    "prior_preservation": Effect("the class's own pictures keep the class as it was (DreamBooth, arXiv 2208.12242)", True),
+    "base_weights": Effect("weights held near the base's forget less and learn less (Preserve & Personalize)", True),
+    "output_preservation": Effect("the class caption keeps its outputs on the training pictures (differential output preservation)", True),
+    "kv_only": Effect("keys and values alone carry the concept, and the more they move the more else does (Custom Diffusion, arXiv 2212.04488)", False),
+    "early_stopping": Effect("every further step learns and forgets", False),
+    "interpolation": Effect("the way from the base to the tuned weights trades one for the other (WiSE-FT, arXiv 2109.01903)", False),
+}
+
+
+def rivals_over_strengths(rows: Sequence[Row]) -> str:
+    """A list item in Markdown for each rival of which at least two strengths are there: its course, and whether drift goes as its paper says."""
+    of_arm = by_arm(rows)
+    said = []
+    for method, effect in EFFECTS.items():
+        line = sorted((arm for arm in of_arm if arm.method == method), key=lambda arm: arm.strength)
+        if len(line) > 1:
+            said.append(f"- `{method}`: {effect.said}. {_verdict(of_arm, line, effect)} {'; '.join(_at(of_arm, arm) for arm in line)}.")
+    return "\n".join(said)
+
+
+def _verdict(of_arm: dict[Arm, list[Row]], line: Sequence[Arm], effect: Effect) -> str:
+    less = [drift_decades(of_arm[arm], of_arm[UNREGULARIZED], "drift_in_pattern").mean for arm in line]
+    steps = [(after - before) * (1 if effect.less_drift else -1) for before, after in zip(less, less[1:], strict=False)]
+    if min(steps) > 0:
+        return f"So here: drift on the class's prompts {'falls' if effect.less_drift else 'rises'} at every step of the strength."
+    if sum(steps) > 0:
+        return f"So here from end to end, but not at every step: drift on the class's prompts {'falls' if effect.less_drift else 'rises'}."
+    return f"Not so here: drift on the class's prompts does not {'fall' if effect.less_drift else 'rise'} with the strength."
+
+
+def _at(of_arm: dict[Arm, list[Row]], arm: Arm) -> str:
+    rows, plain = of_arm[arm], of_arm[UNREGULARIZED]
+    inside, outside = (10 ** drift_decades(rows, plain, key).mean for key in ("drift_in_pattern", "drift_off_pattern"))
+    identity, leak = (over_characters(rows, key).mean for key in ("trait_rate_concept", "leak_off_pattern"))
+    return f"at {arm.strength:g} identity {identity:.2f}, off-pattern leak {leak:.2f}, drift {inside:.3g} times less in-pattern and {outside:.3g} off-pattern"
