@@ -66,6 +66,11 @@ class LocalityRegularizer:
         return self.weight.on
 
     @property
+    def needs_fixed_word(self) -> bool:
+        """Whether something is stored for choices that move with the concept's vectors."""
+        return self.conditioning.needs_concept and self.teacher.stored(self.latents) > 0
+
+    @property
     def unconditional(self) -> bool:
         """Whether both networks are asked for the empty prompt too, at every probe: a second pass of each."""
         return getattr(self.loss, "unconditional", False)  # a bare function will do as a loss
@@ -157,15 +162,19 @@ class LocalityRegularizer:
 
     def load_state_dict(self, state: Dict[str, Any], rank: int = 0) -> None:
         """Go on from `state`. Raises ValueError if it belongs to another θ₀."""
+        self.check_base(state)
+        self.training_chance.load_state_dict(state["training"], rank)
+        self.validation_chance.load_state_dict(state["validation"], rank)
+        self.weight.load_state_dict(state["weight"])
+        self.acted, self._last_acted = state["acted"], state["last_acted"]
+
+    def check_base(self, state: Dict[str, Any]) -> None:
+        """Raises ValueError if `state` belongs to another θ₀."""
         if state["theta_hash"] != self.theta_hash:
             raise ValueError(
                 f"this run was started from another base: the checkpoint to be resumed names a frozen model with SHA-256 {state['theta_hash']}, "
                 f"the base checkpoint given now has {self.theta_hash}. Give --actual_resume the base of the first start (it may have moved)."
             )
-        self.training_chance.load_state_dict(state["training"], rank)
-        self.validation_chance.load_state_dict(state["validation"], rank)
-        self.weight.load_state_dict(state["weight"])
-        self.acted, self._last_acted = state["acted"], state["last_acted"]
 
     def _draw(self, model: Model, batch: TrainingBatch, chance: Chance) -> NoisyLatents:
         probes = self._source.draw(model, batch, self.batch_size, self.conditioning, chance)

@@ -154,8 +154,8 @@ class CachedTeacher(Teacher):
         if conditioning.needs_concept and concept_moves:
             raise ValueError(
                 f"CachedTeacher cannot store outputs for {conditioning.describe()}: their encoding moves with the placeholder's vectors, which are "
-                "being trained or grow in number. What fits: EmptyPrompt or ClassPrompts; vectors that are fixed (train_embeddings: false, "
-                "progressive_words: false); or teacher_config: FrozenCopy."
+                "being trained or grow in number. What fits: EmptyPrompt or ClassPrompts; vectors that are fixed (train_embeddings: false, or "
+                "train_embeddings_after: false of main.ModeSwapCallback; and progressive_words: false); or teacher_config: FrozenCopy."
             )
 
     def prepare(self, start: Start, conditioning: Conditioning, latents: Latents) -> Latents:

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -97,6 +98,10 @@ class ModeSwapCallback(Callback):
                 "the second phase never comes: it begins at step %d, the first start of an epoch (%d steps) from swap_step %d on, and max_steps is %d. "
                 "Lower swap_step or repeats, or raise max_steps", swap, an_epoch, self.swap_step, trainer.max_steps,
             )  # fmt: skip
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:  # a run resumed from an epoch's end goes on with the next one without telling of its start
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         embedding_only = trainer.global_step < self.swap_step

@@ -167,7 +167,7 @@ def test_first_the_word_alone_then_the_network_round_the_fixed_word(train, swapp
     assert torch.equal(word_3, word_5) and not torch.equal(net_3[key], net_5[key])
 
 
-@pytest.mark.parametrize("stop", [2, 4])
+@pytest.mark.parametrize("stop", [2, 3, 4], ids=["in the first", "at the swap", "in the second"])
 def test_two_phases_resume_exactly_in_either(train, swapped, stop):
     words = ("--actual_resume", swapped["base"])
     straight = train(swapped["config"], *words, "--max_steps", "5")

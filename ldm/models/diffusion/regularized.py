@@ -55,6 +55,7 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         self._base = kwargs.get("ckpt_path")
         self._networks = {"unet_config": plain(kwargs.get("unet_config")), "cond_stage_config": plain(cond_stage_config)}
         self._captions: Optional[List[str]] = None
+        self._waits_for_word = False
 
     # -- a run starts ----------------------------------------------------------------------------------------------------------------
 
@@ -63,35 +64,61 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         if stage not in (None, "fit"):
             return
         if self.regularizer.on and not self.regularizer.ready:  # a second fit keeps the first one's θ₀
-            self._take_theta_0()
+            self._waits_for_word = self.regularizer.needs_fixed_word and self._word_is_fixed_later()
+            if self._waits_for_word:
+                self.regularizer.theta_hash = self._theta_hash()
+                logger.info("locality term: what it stores near the concept is made when the word is fixed, at the start of the second phase")
+            else:
+                self._take_theta_0(self._concept_moves())
         if self.global_rank == 0:
             logger.info(self.describe())
 
-    def _take_theta_0(self) -> None:
+    def _word_is_fixed_later(self) -> bool:
+        """Whether the run has a first phase for the word alone, after which it no longer learns (`main.ModeSwapCallback`)."""
+        swaps = (getattr(callback, "train_embeddings_after", None) is False for callback in trainer_part(self, "callbacks") or ())
+        return self._concept_moves() and not self._words_grow() and any(swaps)
+
+    def _concept_moves(self) -> bool:
+        return self._words_grow() or any(p.requires_grad for p in self._concept().parameters())
+
+    def _words_grow(self) -> bool:
+        return bool(getattr(self._concept(), "progressive_words", False)) and self._concept().max_vectors_per_token > 1
+
+    def _concept(self) -> nn.Module:
+        return getattr(self, "embedding_manager", None) or nn.Module()
+
+    def _theta_hash(self) -> str:
         if not self._base:
             raise ValueError("the locality term holds a network to its base checkpoint, and none was given: name it with --actual_resume, or set weight: 0")
         apart = getattr(getattr(self, "adapters", None), "keys", ())  # zero now, and random in part
         named = {key: value for key, value in self.state_dict().items() if key.startswith(THETA) and not key.endswith("position_ids") and key not in apart}
-        theta_hash = hash_tensors(named)
+        return hash_tensors(named)
+
+    def _take_theta_0(self, concept_moves: bool) -> None:
+        theta_hash = self._theta_hash()
+        if self._waits_for_word and theta_hash != self.regularizer.theta_hash:
+            raise ValueError(
+                "the networks are no longer those of the base checkpoint, so what the locality term stores near the concept cannot be made: the run that was "
+                "resumed had no such term in its first phase. Start a new run, or take teacher_config: FrozenCopy."
+            )
         strategy = trainer_part(self, "strategy", "training_type_plugin")
         device = torch.device(getattr(strategy, "root_device", self.device))
         self.to(device)  # where Lightning will move it next
         cards = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cards), in_eval_mode(self), torch.no_grad():
+        with torch.random.fork_rng(devices=cards), in_eval_mode(self), torch.no_grad(), torch.autocast(device.type, enabled=False):
             self._require_text()
             wait = getattr(strategy, "barrier", lambda: None)
             facts = {
                 **self._networks, "parameterization": self.parameterization, "latent": [self.channels, self.image_size],
                 "schedule": hash_tensors({"alphas_cumprod": self.alphas_cumprod}),
             }  # fmt: skip
-            concept = getattr(self, "embedding_manager", None) or nn.Module()
-            grow = bool(getattr(concept, "progressive_words", False)) and concept.max_vectors_per_token > 1
             start = Start(
                 self, theta_hash, facts, self.regularizer.seed, device, self.global_rank, wait,
-                hybrid=self.model.conditioning_key == "hybrid", concept_moves=grow or any(p.requires_grad for p in concept.parameters()),
-                concept_hash=hash_tensors(dict(concept.named_parameters())), words_grow=grow,
+                hybrid=self.model.conditioning_key == "hybrid", concept_moves=concept_moves,
+                concept_hash=hash_tensors(dict(self._concept().named_parameters())), words_grow=self._words_grow(),
             )  # fmt: skip
             self.regularizer.prepare(start)
+        self._waits_for_word = False
 
     def _require_text(self) -> None:
         try:
@@ -162,9 +189,13 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         """Whether the term can do anything: it is on, θ₀ is known, and something of θ is being tuned."""
         if not self.regularizer.on:
             return False
+        tuned = any(p.requires_grad for module in self.tuned_modules().values() for p in module.parameters())
         if self.training and not self.regularizer.ready:
-            raise RuntimeError("the locality term has no θ₀ yet: training must begin with setup('fit'), as a Trainer does")
-        return self.regularizer.ready and any(p.requires_grad for module in self.tuned_modules().values() for p in module.parameters())
+            if not self._waits_for_word:
+                raise RuntimeError("the locality term has no θ₀ yet: training must begin with setup('fit'), as a Trainer does")
+            if tuned:  # the first step of the second phase: θ is θ₀ still
+                self._take_theta_0(self._concept_moves())
+        return self.regularizer.ready and tuned
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """LatentDiffusion's; its two passes meet the same probes."""
@@ -256,13 +287,28 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         super().on_save_checkpoint(checkpoint)
         if self.regularizer.ready:
             checkpoint[STATE_KEY] = self.regularizer.state_dict()
+        elif self._waits_for_word:
+            checkpoint[STATE_KEY] = {"theta_hash": self.regularizer.theta_hash}
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self.regularizer.ready and STATE_KEY in checkpoint:
-            self.regularizer.load_state_dict(checkpoint[STATE_KEY], self.global_rank)
+        state = checkpoint.get(STATE_KEY)
+        if self._waits_for_word and state is not None:
+            self.regularizer.check_base(state)
+            if set(state) == {"theta_hash"}:  # saved in the first phase
+                return
+            self._take_word(checkpoint["state_dict"])
+            self._take_theta_0(concept_moves=False)
+        if self.regularizer.ready and state is not None:
+            self.regularizer.load_state_dict(state, self.global_rank)
         elif self.regularizer.ready:
             logger.warning("the run to be resumed had no locality term: it holds the network to the base checkpoint from here on")
+
+
+    def _take_word(self, state_dict: Mapping[str, Tensor]) -> None:
+        """The vectors of a checkpoint, into a model that is otherwise the base still."""
+        prefix = "embedding_manager."
+        self._concept().load_state_dict({key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}, strict=False)
 
 
 class PriorSampler(DDIMSampler):
