@@ -181,7 +181,10 @@ class NearConceptPrompts(ClassPrompts):
     def prepare(self, start: Start) -> None:
         problem = self._alignment.prepare(start.model.encode_prompts, start.words_grow)
         if problem and self.must_align:
-            raise ValueError(f"{self._name} interpolates token by token, but {problem}.")
+            raise ValueError(
+                f"{self._name} interpolates token by token, but {problem}. Give another word in conditioning_config.params.class_word, or take "
+                "EncodingInterpolation, which interpolates after the text encoder."
+            )
         if problem and not start.rank:
             logger.warning("%s: %s. The words after them are compared with others than their own.", self._name, problem)
 

@@ -1,7 +1,7 @@
 """The tuned weights are drawn back to where they started.
 
-L + λ · ‖θ − θ₀‖², the sum over all tuned weights: L2-SP, Li et al. 2018 (arXiv 1802.01483), whose α is 2 λ; there layers that are new are
-drawn to 0, here the concept's vectors are left alone.
+L + λ · ‖θ − θ₀‖², the sum over all tuned weights: what Preserve & Personalize does to a diffusion model, and L2-SP (Li et al. 2018, arXiv 1802.01483), whose α
+is 2 λ, before it; there layers that are new are drawn to 0, here the concept's vectors are left alone.
 """
 from __future__ import annotations
 
