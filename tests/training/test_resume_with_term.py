@@ -1,0 +1,130 @@
+"""With a term, too, a resumed run is the run that was never stopped: for every teacher and source of latents, in the middle of an epoch."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from ldm.training import forecast
+from tests.regularization.tiny_runs import term_config
+from tests.rivals.tiny_rivals import PRIOR
+from tests.training import tiny
+from tests.training.test_resume import assert_same_training
+
+STOP, STEPS = 20, 40
+AN_EPOCH = 6  # 3 pictures, 4 times each, by twos
+EVERY = 2  # half of the steps are without the term, as in the shipped configs
+
+DRAWN = {"samples": 5, "ddim_steps": 2}  # step 20 is in the middle of a round through them
+LATENTS = {
+    "TrainingLatents": {},
+    "NoiseLatents": {"any_t": True, "samples": 5},
+    "PriorSamples": DRAWN,
+    "Trajectories": DRAWN,
+    "TrainingPictures": {"samples": 5, "t_min": 100},
+    "MixedLatents": {},
+}
+# The word is learnt beside the network: a stored output cannot be for a point near it.
+NEAR = {"target": "ldm.regularization.conditioning.EncodingInterpolation", "params": {"alpha": [0.2, 0.8]}}
+BOTH = ("Mixture", {"parts": [{"target": "ldm.regularization.conditioning.ClassPrompts"}, NEAR]})
+ADAPTERS = {"target": "ldm.models.adapters.LowRankAdapters", "params": {"rank": 2, "dropout": 0.1}}
+CELLS = [(teacher, latents) for teacher in ("FrozenCopy", "AdapterOff", "CachedTeacher") for latents in LATENTS]
+CELLS.remove(("CachedTeacher", "TrainingLatents"))  # they are new in every step: refused
+
+
+class Start(NamedTuple):
+    """What all runs here begin with."""
+
+    base: Path
+    photos: Path
+    banks: Path
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Start:
+    where = tmp_path_factory.mktemp("start")
+    return Start(tiny.moving_base(where / "base.safetensors"), tiny.photos(where / "photos", count=3), where / "banks")
+
+
+@pytest.fixture(autouse=True)
+def no_forecast(monkeypatch):
+    """What a run will need is another test's subject, and costs as much as many of these steps."""
+    monkeypatch.setattr(forecast, "sketch", lambda config: None)
+
+
+def config_of(start: Start, latents: str = "PriorSamples", teacher: str = "FrozenCopy", **term: Any) -> dict[str, Any]:
+    """A config with a term; AdapterOff's tunes adapters."""
+    banks = {"cache_dir": str(start.banks)}
+    params = {name: {**of, **(banks if of is DRAWN else {})} for name, of in LATENTS.items()}
+    parts = [{"target": f"ldm.regularization.latents.{name}", "params": params[name]} for name in ("PriorSamples", "TrainingPictures")]
+    params["MixedLatents"] = {"parts": parts}
+    conditioning = "ClassPrompts" if teacher == "CachedTeacher" else BOTH
+    config = tiny.config(start.photos)
+    config["model"]["target"] = "ldm.models.diffusion.regularized.RegularizedLatentDiffusion"
+    config["model"]["params"]["regularization_config"] = term_config(
+        start.banks, **{"conditioning": conditioning, "latents": (latents, params[latents]), "teacher": teacher, "every": EVERY, "batch_size": 2, **term}
+    )
+    if teacher == "AdapterOff":
+        config["model"]["params"] |= {"unfreeze_model": False, "adapter_config": ADAPTERS}
+    return with_settings(config)
+
+
+def with_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Every step is logged; a checkpoint is written at the end alone."""
+    config["lightning"]["trainer"]["log_every_n_steps"] = 1
+    config["lightning"]["modelcheckpoint"]["params"]["every_n_train_steps"] = 1000
+    return config
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """To the last bit, all the way down."""
+    if isinstance(theirs, torch.Tensor):
+        return isinstance(ours, torch.Tensor) and torch.equal(ours, theirs)
+    if isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(equal(ours[key], value) for key, value in theirs.items())
+    if isinstance(theirs, Sequence) and not isinstance(theirs, str):
+        return len(ours) == len(theirs) and all(map(equal, ours, theirs))
+    return ours == theirs
+
+
+def logged(folder: Path, stop: int) -> list[dict[str, Any]]:
+    """The log, but for means of the epoch that was broken off there: each start has its own of its part."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    broken = {stop - 1, stop // AN_EPOCH * AN_EPOCH + AN_EPOCH - 1}
+    return [{key: value for key, value in line.items() if not (line["step"] in broken and key.endswith("_epoch"))} for line in lines]
+
+
+@pytest.fixture
+def both(train, start) -> Callable[..., tuple[dict, list[dict]]]:
+    """Trains to the end at once, and in two parts for each stop; asserts that they are one. Returns what they left in last.ckpt and in the log."""
+
+    def run(config: dict[str, Any], *stops: int, steps: int = STEPS, state: str = "regularization") -> tuple[dict, list[dict]]:
+        words = ("--actual_resume", str(start.base), "--max_steps")
+        straight = train(config, *words, str(steps))
+        assert straight.code == 0, straight.out
+        for stop in stops or (STOP,):
+            halves = train(config, *words, str(stop))
+            at_stop = halves.last
+            assert at_stop["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == stop % AN_EPOCH > 0, "in the middle of an epoch"
+            resumed = train(None, "-r", str(halves.folder), "--max_steps", str(steps))
+            assert resumed.code == 0, resumed.out
+            assert_same_training(halves.last, straight.last)
+            for part in ("optimizer_states", "random_states", state):
+                assert equal(halves.last[part], straight.last[part]), part
+                assert not equal(at_stop[part], straight.last[part]), f"{part} stood still: it could not differ"
+            assert logged(halves.folder, stop) == logged(straight.folder, stop)
+        return straight.last, logged(straight.folder, stop)
+
+    return run
+
+
+@pytest.mark.parametrize(("teacher", "latents"), CELLS)
+def test_every_teacher_and_source_of_latents_resumes_bit_for_bit(both, start, teacher, latents):
+    last, lines = both(config_of(start, latents, teacher))
+    assert last["regularization"]["acted"] == STEPS / EVERY
+    drift = [line["train/loss_locality_step"] for line in lines if "train/loss_locality_step" in line]
+    assert len(drift) == STEPS / EVERY and min(drift[STOP // EVERY :]) > 1e-10, "the term was at work"
