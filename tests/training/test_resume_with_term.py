@@ -17,15 +17,15 @@ from tests.training.test_resume import assert_same_training
 
 STOP, STEPS = 20, 40
 AN_EPOCH = 6  # 3 pictures, 4 times each, by twos
-EVERY = 2  # half of the steps are without the term, as in the shipped configs
+EVERY = 4  # most steps are without the term, as in the shipped configs
 
-DRAWN = {"samples": 5, "ddim_steps": 2}  # step 20 is in the middle of a round through them
+DRAWN = {"samples": 7, "ddim_steps": 2}  # step 20 is in the middle of a round through them
 LATENTS = {
     "TrainingLatents": {},
-    "NoiseLatents": {"any_t": True, "samples": 5},
+    "NoiseLatents": {"any_t": True, "samples": 7},
     "PriorSamples": DRAWN,
     "Trajectories": DRAWN,
-    "TrainingPictures": {"samples": 5, "t_min": 100},
+    "TrainingPictures": {"samples": 7, "t_min": 100},
     "MixedLatents": {},
 }
 # The word is learnt beside the network: a stored output cannot be for a point near it.
@@ -74,8 +74,8 @@ def config_of(start: Start, latents: str = "PriorSamples", teacher: str = "Froze
 
 
 def with_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Every step is logged; a checkpoint is written at the end alone."""
-    config["lightning"]["trainer"]["log_every_n_steps"] = 1
+    """Every step is logged, every third epoch validated; a checkpoint is written at the end alone."""
+    config["lightning"]["trainer"] |= {"log_every_n_steps": 1, "check_val_every_n_epoch": 3}
     config["lightning"]["modelcheckpoint"]["params"]["every_n_train_steps"] = 1000
     return config
 
@@ -95,7 +95,8 @@ def logged(folder: Path, stop: int) -> list[dict[str, Any]]:
     """The log, but for means of the epoch that was broken off there: each start has its own of its part."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     broken = {stop - 1, stop // AN_EPOCH * AN_EPOCH + AN_EPOCH - 1}
-    return [{key: value for key, value in line.items() if not (line["step"] in broken and key.endswith("_epoch"))} for line in lines]
+    means = [key for line in lines for key in line if key.startswith("train/") and not key.endswith("_step")]
+    return [{key: value for key, value in line.items() if not (line["step"] in broken and key in means)} for line in lines]
 
 
 @pytest.fixture
@@ -128,3 +129,33 @@ def test_every_teacher_and_source_of_latents_resumes_bit_for_bit(both, start, te
     assert last["regularization"]["acted"] == STEPS / EVERY
     drift = [line["train/loss_locality_step"] for line in lines if "train/loss_locality_step" in line]
     assert len(drift) == STEPS / EVERY and min(drift[STOP // EVERY :]) > 1e-10, "the term was at work"
+
+
+def test_a_drift_budget_goes_on_from_its_dual_variable(both, start):
+    config = config_of(start, "NoiseLatents", "FrozenCopy")
+    meter = {"samples": 3, "ddim_steps": 2, "noisings": 2, "points": 4, "cache_dir": str(start.banks)}
+    budget = {"budget": 1.0e-4, "measure_every": 4, "meter_config": {"target": "ldm.regularization.drift_meter.DriftMeter", "params": meter}}
+    weight = {"target": "ldm.regularization.weight.DriftBudget", "params": {"every": EVERY, **budget}}
+    config["model"]["params"]["regularization_config"]["params"]["weight_config"] = weight
+    last, lines = both(config)
+    weights = {line["step"]: line["train/locality_weight_step"] for line in lines if "train/locality_weight_step" in line}
+    assert len({weights[step] for step in (3, 19, 23, 27, 31, 35, 39)}) == 7, "each measurement moves it, before the stop and after"
+    assert last["regularization"]["weight"]["dual"] == weights[STEPS - 1] and last["regularization"]["weight"]["meter"]["position"] == 40
+
+
+def test_a_rival_goes_on_with_its_own_draws(both, start):
+    config = with_settings(tiny.config(start.photos))
+    config["model"]["target"] = f"{PRIOR.target.__module__}.{PRIOR.target.__name__}"
+    config["model"]["params"] |= {PRIOR.key: 1.0, **PRIOR.params}
+    _, lines = both(config, state="prior_preservation")
+    assert len([line for line in lines if f"{PRIOR.log}_step" in line]) == STEPS
+
+
+def test_two_phases_with_a_term_resume_in_either(both, start):
+    """The word alone up to the epoch that begins at step 12; then the network round the fixed word, held near it too."""
+    config = config_of(start)
+    swap = {"target": "main.ModeSwapCallback", "params": {"swap_step": 10, "train_embeddings_after": False}}
+    config["lightning"]["callbacks"]["swap"] = swap
+    last, lines = both(config, 8, 16, steps=20)
+    steps = [line["step"] for line in lines if "train/loss_locality_step" in line]
+    assert steps == [15, 19] and last["regularization"]["acted"] == 2, "in the first phase there is nothing to hold"
