@@ -99,6 +99,31 @@ def test_run_stopped_in_the_middle_of_an_accumulation_resumes_exactly(train, int
     assert_same_training(torch.load(stopped.folder / "checkpoints" / "last.ckpt", weights_only=True), straight.last)
 
 
+class Averaging(toy.Toy):
+    """Moves an average where models do, in a hook that Lightning calls after all callbacks."""
+
+    def __init__(self, **params: object):
+        super().__init__(**params)
+        self.register_buffer("average", torch.zeros(self.net[3].weight.shape))
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.average.lerp_(self.net[3].weight.detach(), 0.1)
+
+
+@pytest.mark.parametrize("interrupt", [-1, 10], ids=["at its end", "by Ctrl-C"])
+def test_averages_are_saved_with_the_step_that_they_follow(train, interrupting, monkeypatch, interrupt):
+    """last.ckpt is written in step 10, before and after which there are others."""
+    monkeypatch.setattr(sys.modules[toy.MODULE], "Averaging", Averaging, raising=False)
+    plain = toy.config(model__target=f"{toy.MODULE}.Averaging")
+    straight = train(plain)
+    words = (f"lightning.callbacks.stop.target={toy.MODULE}.InterruptAt", f"lightning.callbacks.stop.params.batch={interrupt}")
+    first = train(plain, "--max_steps", "10", *words)
+    assert first.last["global_step"] == 10
+    train(None, "-r", str(first.folder), "--max_steps", "20", "lightning.callbacks.stop.params.batch=-1")
+    assert first.last["global_step"] == 20 and straight.last["state_dict"]["average"].any()
+    assert_same_training(first.last, straight.last)
+
+
 def test_every_later_checkpoint_differs_from_the_one_resumed_from(train):
     """A17: after a resume the weights go on changing, and the file is written anew."""
     first = train(toy.config(), "--max_steps", "10")

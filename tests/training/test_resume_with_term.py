@@ -2,17 +2,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from ldm.training import forecast
 from tests.regularization.tiny_runs import term_config
 from tests.rivals.tiny_rivals import PRIOR
-from tests.training import tiny
+from tests.training import tiny, toy
 from tests.training.test_resume import assert_same_training
 
 STOP, STEPS = 20, 40
@@ -73,6 +77,14 @@ def config_of(start: Start, latents: str = "PriorSamples", teacher: str = "Froze
     return with_settings(config)
 
 
+def rival_of(start: Start) -> dict[str, Any]:
+    """A config of prior preservation, which keeps samples and draws of its own."""
+    config = tiny.config(start.photos)
+    config["model"]["target"] = f"{PRIOR.target.__module__}.{PRIOR.target.__name__}"
+    config["model"]["params"] |= {PRIOR.key: 1.0, **PRIOR.params}
+    return with_settings(config)
+
+
 def with_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Every step is logged, every third epoch validated; a checkpoint is written at the end alone."""
     config["lightning"]["trainer"] |= {"log_every_n_steps": 1, "check_val_every_n_epoch": 3}
@@ -91,9 +103,13 @@ def equal(ours: Any, theirs: Any) -> bool:
     return ours == theirs
 
 
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def logged(folder: Path, stop: int) -> list[dict[str, Any]]:
     """The log, but for means of the epoch that was broken off there: each start has its own of its part."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = lines_of(folder)
     broken = {stop - 1, stop // AN_EPOCH * AN_EPOCH + AN_EPOCH - 1}
     means = [key for line in lines for key in line if key.startswith("train/") and not key.endswith("_step")]
     return [{key: value for key, value in line.items() if not (line["step"] in broken and key in means)} for line in lines]
@@ -144,10 +160,7 @@ def test_a_drift_budget_goes_on_from_its_dual_variable(both, start):
 
 
 def test_a_rival_goes_on_with_its_own_draws(both, start):
-    config = with_settings(tiny.config(start.photos))
-    config["model"]["target"] = f"{PRIOR.target.__module__}.{PRIOR.target.__name__}"
-    config["model"]["params"] |= {PRIOR.key: 1.0, **PRIOR.params}
-    _, lines = both(config, state="prior_preservation")
+    _, lines = both(rival_of(start), state="prior_preservation")
     assert len([line for line in lines if f"{PRIOR.log}_step" in line]) == STEPS
 
 
@@ -159,3 +172,47 @@ def test_two_phases_with_a_term_resume_in_either(both, start):
     last, lines = both(config, 8, 16, steps=20)
     steps = [line["step"] for line in lines if "train/loss_locality_step" in line]
     assert steps == [15, 19] and last["regularization"]["acted"] == 2, "in the first phase there is nothing to hold"
+
+
+class Press(pl.Callback):
+    """Presses Ctrl-C within a batch, when its loss is known: once to stop after it, twice to stop at once."""
+
+    def __init__(self, batch: int, times: int):
+        self.batch, self.times = batch, times
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: object) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready == self.batch:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("accumulated", "batch", "times"), [(3, 8, 1), (1, 5, 2)], ids=["between two batches of a step", "within a batch"])
+@pytest.mark.parametrize("kind", ["term", "rival"])
+def test_a_step_that_was_broken_off_is_made_anew_with_the_same_draws(train, start, monkeypatch, kind, accumulated, batch, times):
+    monkeypatch.setattr(sys.modules[toy.MODULE], "Press", Press, raising=False)
+    config = config_of(start) if kind == "term" else rival_of(start)
+    if kind == "term":
+        config["model"]["params"]["regularization_config"]["params"]["weight_config"]["params"]["every"] = 1
+    config["lightning"]["trainer"] |= {"max_steps": 6, "accumulate_grad_batches": accumulated}
+    words = ("--actual_resume", str(start.base))
+    straight = train(config, *words)
+    config["lightning"]["callbacks"]["press"] = {"target": f"{toy.MODULE}.Press", "params": {"batch": batch, "times": times}}
+    stopped = train(config, *words)
+    assert stopped.code == 130 and 0 < stopped.last["global_step"] < 6
+    resumed = train(None, "-r", str(stopped.folder), "lightning.callbacks.press.params.times=0")
+    assert resumed.code == 0, resumed.out
+    assert_same_training(stopped.last, straight.last)
+    state = "regularization" if kind == "term" else "prior_preservation"
+    assert equal(stopped.last[state], straight.last[state])
+
+
+def test_later_validations_meet_the_same_probes_whichever_came_before(train, start):
+    """last.ckpt of step 6 is written before the validation that ends the epoch, which a resumed run does not repeat."""
+    config = config_of(start, "NoiseLatents")
+    config["lightning"]["trainer"]["check_val_every_n_epoch"] = 1
+    config["lightning"]["modelcheckpoint"]["params"]["every_n_train_steps"] = AN_EPOCH
+    words = ("--actual_resume", str(start.base), "--max_steps")
+    straight, first = (train(config, *words, str(steps)) for steps in (2 * AN_EPOCH, AN_EPOCH))
+    train(None, "-r", str(first.folder), "--max_steps", str(2 * AN_EPOCH))
+    ours, theirs = ([line["val/loss_locality"] for line in lines_of(run.folder) if "val/loss_locality" in line] for run in (first, straight))
+    assert ours == theirs and len(set(ours)) == 2

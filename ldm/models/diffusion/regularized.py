@@ -166,6 +166,11 @@ class RegularizedLatentDiffusion(LatentDiffusion):
             raise RuntimeError("the locality term has no θ₀ yet: training must begin with setup('fit'), as a Trainer does")
         return self.regularizer.ready and any(p.requires_grad for module in self.tuned_modules().values() for p in module.parameters())
 
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        if self.regularizer.ready:
+            self.regularizer.begin_validation(self.global_step)
+
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """LatentDiffusion's; its two passes meet the same probes."""
         if not self.regularizer.ready:
@@ -251,6 +256,11 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         return tuned
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------------------
+
+    def state_at_step(self) -> Dict[str, Any]:
+        """LatentDiffusion's, where it has one, and the term's: what moves with every batch, under its keys in a checkpoint."""
+        inherited = getattr(super(), "state_at_step", dict)()
+        return {**inherited, STATE_KEY: self.regularizer.state_dict()} if self.regularizer.ready else inherited
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
