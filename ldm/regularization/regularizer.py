@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch
 
-from ldm.regularization.chance import SEED_LIMIT, Chance
+from ldm.regularization.chance import ROUND_STRIDE, SEED_LIMIT, Chance
 from ldm.regularization.checks import part_of, whole
 from ldm.regularization.conditioning import Conditioning
 from ldm.regularization.latents import BesideEmpty, Latents, latent_shape
@@ -104,7 +104,8 @@ class LocalityRegularizer:
         self.conditioning.prepare(start)
         self.theta_hash = start.theta_hash
         self.training_chance = Chance((self.seed + start.rank) % SEED_LIMIT)
-        self.validation_chance = Chance((self.seed + VALIDATION_SEED_OFFSET + start.rank) % SEED_LIMIT)
+        self._rank = start.rank
+        self.begin_validation(0)
         self.latents.prepare(start, self.conditioning)
         latents = BesideEmpty(self.latents) if self.unconditional else self.latents
         self._source = self.teacher.prepare(start, self.conditioning, latents)
@@ -132,6 +133,10 @@ class LocalityRegularizer:
         # Where R is computed in every k-th step only, it stands for the k − 1 steps without it.
         factor = self.weight.every if training else 1
         return Term(weight * factor * R, {"loss_locality": R.detach(), "locality_weight": weight, **measured})
+
+    def begin_validation(self, step: int) -> None:
+        """The probes of a validation follow from its optimiser step alone: a run that is resumed may have had one more, or one less, before it."""
+        self.validation_chance = Chance((self.seed + VALIDATION_SEED_OFFSET + ROUND_STRIDE * step + self._rank) % SEED_LIMIT)
 
     @contextmanager
     def equal_validation_draws(self) -> Iterator[None]:

@@ -68,10 +68,8 @@ class PriorPreservation(HeldLatentDiffusion):
         output = self.apply_model(self.q_sample(z_0, steps, eps), steps, self.encode_class([self._prompts[row] for row in rows]))  # (B, C, h, w)
         return self.get_loss(output, target_of(self.parameterization, z_0, eps))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        if self._base_taken:
-            checkpoint[STATE_KEY] = self._generator.get_state()
+    def state_at_step(self) -> dict[str, Any]:
+        return super().state_at_step() | ({STATE_KEY: self._generator.get_state()} if self._base_taken else {})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

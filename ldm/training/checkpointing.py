@@ -18,12 +18,16 @@ from ldm.training.signals import Signals
 logger = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
+AT_LAST_STEP = "at_last_step"                                  # in a checkpoint on its way to the disk
 
 
 class AtomicCheckpointIO(CheckpointIO):
     """Writes to a temporary file in the same folder and renames it; reads without running what is in the file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        # Callbacks are asked before the model, and so could not put this in the place of what it says itself.
+        for key, state in checkpoint.pop(AT_LAST_STEP, {}).items():
+            checkpoint[key] = {**checkpoint.get(key, {}), **state} if isinstance(state, dict) else state
         with atomic_write(path) as temporary:
             torch.save(checkpoint, temporary)
 
@@ -37,8 +41,9 @@ class AtomicCheckpointIO(CheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, from which the run goes on exactly: every n optimiser steps, at the end, after an error, on a signal.
 
-    The loops and the states of chance in a checkpoint are those of the last optimiser step, so a run that was stopped between two of them
-    (in the middle of an accumulation, of a validation, of a preview) repeats from there. Lightning calls this after all other callbacks.
+    The loops, the states of chance and the model's own (`state_at_step`, where it has one) in a checkpoint are those of the last optimiser step, so
+    a run that was stopped between two of them (in the middle of an accumulation, of a validation, of a preview) repeats from there. It acts when
+    a batch is over for the model too, whose averages move after all callbacks were called.
     """
 
     def __init__(self, folder: str | Path, every_n_train_steps: int | None = None, *, signals: Signals | None = None, enabled: bool = True):
@@ -47,14 +52,23 @@ class LastCheckpoint(Checkpoint):
         self.signals = signals or Signals()
         self.enabled = enabled
         self.saved_step = self.seen_step = 0
-        self.boundary: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.boundary: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved_step = self.seen_step = trainer.global_step
+        end_of_the_models = pl_module.on_train_batch_end
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def end(*args: Any, **kwargs: Any) -> None:
+            end_of_the_models(*args, **kwargs)
+            self.batch_ended(trainer, pl_module)
+
+        pl_module.on_train_batch_end = end
+
+    def batch_ended(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All about a batch is done."""
         if trainer.global_step != self.seen_step:              # not in the middle of an accumulation
-            self.boundary = copy.deepcopy(trainer.fit_loop.state_dict()), random_state.capture()
+            own = pl_module.state_at_step() if hasattr(pl_module, "state_at_step") else {}
+            self.boundary = copy.deepcopy(trainer.fit_loop.state_dict()), random_state.capture(), own
             every, before, self.seen_step = self.every_n_train_steps, self.seen_step, trainer.global_step
             if every and trainer.global_step // every > before // every:
                 self.save(trainer)
@@ -68,9 +82,11 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        vars(pl_module).pop("on_train_batch_end", None)        # its own again
         self.save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        vars(pl_module).pop("on_train_batch_end", None)
         # Saving takes all processes: where an error stopped one, the others would wait for it for ever.
         together = trainer.world_size == 1 or isinstance(exception, KeyboardInterrupt)
         if self.boundary is not None and together and not is_disk_fault(exception):
@@ -80,8 +96,9 @@ class LastCheckpoint(Checkpoint):
         chance = random_state.capture()
         # Of another step only if an error came between the optimiser's step and the end of its batch: then the loops as they are now fit.
         if self.boundary is not None and trainer.global_step == self.seen_step:
-            loops, chance = self.boundary
+            loops, chance, own = self.boundary
             checkpoint["loops"]["fit_loop"] = copy.deepcopy(loops)
+            checkpoint[AT_LAST_STEP] = own
         checkpoint["random_states"] = gathered(chance, trainer)
 
     def save(self, trainer: pl.Trainer) -> None:

@@ -97,7 +97,8 @@ def test_it_opens_with_a_note_that_names_its_own_command(path):
     assert f"--base {path.relative_to(REPOSITORY)}" in note and "run:" in note
 
 
-PIVOTAL = sorted((REPOSITORY / "configs").rglob("*pivotal*.yaml"))
+KINDS_OF_PIVOTAL = ("pivotal", "pivotal_reg", "pivotal_lora", "pivotal_lora_reg")
+PIVOTAL = [REPOSITORY / "configs" / start for kind in KINDS_OF_PIVOTAL for start in (f"characters/{kind}.yaml", f"stable-diffusion/v1-{kind}.yaml")]
 
 
 @pytest.mark.parametrize("path", [path for path in PIVOTAL if "lora" in path.stem], ids=lambda path: path.stem)

@@ -11,13 +11,20 @@ from tests.regularization.tiny_runs import fit, ready, regularized_model, term_c
 
 COPY = {"teacher": "FrozenCopy", "latents": "TrainingLatents"}
 LIST = {"prompts": ["a house", "two dogs"]}
+AROUND_THE_MIDDLE = {"centre": "midpoint", "per_token": True}
 KINDS = {
+    "empty": "EmptyPrompt",
+    "class": "ClassPrompts",
     "tokens": ("EmbeddingInterpolation", {"alpha": [0.2, 0.8]}),
+    "lerp": ("EncodingInterpolation", {"kind": "lerp"}),
     "slerp": ("EncodingInterpolation", {"kind": "slerp"}),
     "towards": ("Hypersphere", LIST),
+    "towards, of the middle": ("Hypersphere", {**AROUND_THE_MIDDLE, **LIST}),
     "span": ("Hypersphere", {"directions": "span", **LIST}),
-    "isotropic": ("Hypersphere", {"directions": "isotropic", "centre": "midpoint", "per_token": True}),
+    "span, of the middle": ("Hypersphere", {"directions": "span", **AROUND_THE_MIDDLE, **LIST}),
+    "isotropic, of the middle": ("Hypersphere", {"directions": "isotropic", **AROUND_THE_MIDDLE}),
     "morphing": ("PTIMorphing", LIST),
+    "mixture": ("Mixture", {"parts": [{"target": "ldm.regularization.conditioning." + name} for name in ("ClassPrompts", "EncodingInterpolation")]}),
 }
 FIXED_WORD = {"train_embeddings": False}
 SEVERAL_VECTORS = {"personalization_config": with_params(WORDS, num_vectors_per_token=3, progressive_words=True)}
@@ -40,15 +47,20 @@ def test_exact_at_the_start_then_held_without_reaching_the_concept(base, tmp_pat
     torch.manual_seed(0)
     model = ready(regularized_model(base, tmp_path, conditioning=KINDS[name], **COPY))
     move(model.embedding_manager, by=0.1)  # so that concept and class differ more than by a position
-    assert model.regularizer.floor == 0.0 and term_of(model).loss == 0.0
+    vectors, encoder = list(model.embedding_manager.embedding_parameters()), list(model.cond_stage_model.parameters())
+    tuned = [*encoder, *model.model.parameters()]
+    at_start = term_of(model)
+    assert model.regularizer.floor == 0.0 and at_start.loss == 0.0
+    gradients = torch.autograd.grad(at_start.loss, tuned, allow_unused=True)
+    assert sum(gradient is not None for gradient in gradients) > len(tuned) / 2
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients if gradient is not None), "0, and no NaN"
     move(model.cond_stage_model)
     term = term_of(model)
     assert term.loss > 0
-    vectors, encoder = list(model.embedding_manager.embedding_parameters()), list(model.cond_stage_model.parameters())
-    gradients = torch.autograd.grad(term.loss, [*vectors, *encoder, *model.model.parameters()], allow_unused=True)
-    assert all(vector.requires_grad for vector in vectors) and all(gradient is None for gradient in gradients[: len(vectors)])
-    of_encoder = gradients[len(vectors) : len(vectors) + len(encoder)]
-    assert sum(gradient is not None and bool(gradient.any()) for gradient in of_encoder) > len(encoder) / 2
+    assert all(vector.requires_grad for vector in vectors)
+    assert torch.autograd.grad(term.loss, vectors, allow_unused=True, retain_graph=True) == (None,) * len(vectors)
+    gradients = torch.autograd.grad(term.loss, tuned, allow_unused=True)
+    assert sum(gradient is not None and bool(gradient.any()) for gradient in gradients[: len(encoder)]) > len(encoder) / 2
     assert all(torch.isfinite(gradient).all() for gradient in gradients if gradient is not None)
 
 

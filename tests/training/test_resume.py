@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from ldm.checkpoints import read_state_dict, save_weights
+from ldm.checkpoints import save_weights
 from tests.regularization.tiny_runs import term_config
 from tests.training import tiny, toy
 
@@ -99,6 +99,31 @@ def test_run_stopped_in_the_middle_of_an_accumulation_resumes_exactly(train, int
     assert_same_training(torch.load(stopped.folder / "checkpoints" / "last.ckpt", weights_only=True), straight.last)
 
 
+class Averaging(toy.Toy):
+    """Moves an average where models do, in a hook that Lightning calls after all callbacks."""
+
+    def __init__(self, **params: object):
+        super().__init__(**params)
+        self.register_buffer("average", torch.zeros(self.net[3].weight.shape))
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.average.lerp_(self.net[3].weight.detach(), 0.1)
+
+
+@pytest.mark.parametrize("interrupt", [-1, 10], ids=["at its end", "by Ctrl-C"])
+def test_averages_are_saved_with_the_step_that_they_follow(train, interrupting, monkeypatch, interrupt):
+    """last.ckpt is written in step 10, before and after which there are others."""
+    monkeypatch.setattr(sys.modules[toy.MODULE], "Averaging", Averaging, raising=False)
+    plain = toy.config(model__target=f"{toy.MODULE}.Averaging")
+    straight = train(plain)
+    words = (f"lightning.callbacks.stop.target={toy.MODULE}.InterruptAt", f"lightning.callbacks.stop.params.batch={interrupt}")
+    first = train(plain, "--max_steps", "10", *words)
+    assert first.last["global_step"] == 10
+    train(None, "-r", str(first.folder), "--max_steps", "20", "lightning.callbacks.stop.params.batch=-1")
+    assert first.last["global_step"] == 20 and straight.last["state_dict"]["average"].any()
+    assert_same_training(first.last, straight.last)
+
+
 def test_every_later_checkpoint_differs_from_the_one_resumed_from(train):
     """A17: after a resume the weights go on changing, and the file is written anew."""
     first = train(toy.config(), "--max_steps", "10")
@@ -149,11 +174,7 @@ def test_a_run_on_adapters_held_to_the_network_without_them_resumes_bit_for_bit(
     plain["model"]["target"] = "ldm.models.diffusion.regularized.RegularizedLatentDiffusion"
     plain["model"]["params"] |= {"unfreeze_model": False, "adapter_config": adapters, "regularization_config": term}
     plain["lightning"]["callbacks"]["swap"] = {"target": "main.ModeSwapCallback", "params": {"swap_step": 4, "train_embeddings_after": False}}
-    base = read_state_dict(tiny.base_checkpoint(tmp_path / "base.safetensors"))
-    torch.manual_seed(1)  # no layer is zero: behind one that stands still at zero no adapter could learn
-    base = {key: value if value.any() or not key.startswith("model.") else 0.05 * torch.randn_like(value) for key, value in base.items()}
-    save_weights(tmp_path / "base.ckpt", base)
-    words = ("--actual_resume", str(tmp_path / "base.ckpt"))
+    words = ("--actual_resume", str(tiny.moving_base(tmp_path / "base.safetensors")))
     straight = train(plain, *words, "--max_steps", "8")
     first = train(plain, *words, "--max_steps", str(stop))
     assert first.code == 0 and first.last["global_step"] == stop, first.out

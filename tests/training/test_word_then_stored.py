@@ -39,7 +39,7 @@ def losses(ran) -> dict[int, float]:
 def test_outputs_near_the_concept_are_stored_once_the_word_is_fixed(run, tmp_path):
     first = run(config_in(tmp_path), SWAP)
     assert first.code == 0 and "made when the word is fixed" in first.out
-    assert not (tmp_path / "banks").exists() and set(first.last["regularization"]) == {"theta_hash"}
+    assert not (tmp_path / "banks").exists() and "training" not in first.last["regularization"]
     both = run(config_in(tmp_path), STEPS)
     assert both.code == 0 and both.last["regularization"]["acted"] == STEPS - SWAP
     told = losses(both)

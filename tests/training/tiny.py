@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ldm.checkpoints import save_weights
+from ldm.checkpoints import read_state_dict, save_weights
 from ldm.util import instantiate_from_config
 
 WIDTH = 16
@@ -69,6 +69,14 @@ def base_checkpoint(path: Path, width: int = WIDTH) -> Path:
     torch.manual_seed(0)
     model = instantiate_from_config(config(width=width)["model"])
     save_weights(path, {key: value for key, value in model.state_dict().items() if not key.startswith("embedding_manager.")})
+    return path
+
+
+def moving_base(path: Path) -> Path:
+    """The same with none of the network's weights zero: behind a layer that stands still at zero nothing could learn."""
+    weights = read_state_dict(base_checkpoint(path))
+    torch.manual_seed(1)
+    save_weights(path, {key: value if value.any() or not key.startswith("model.") else 0.05 * torch.randn_like(value) for key, value in weights.items()})
     return path
 
 

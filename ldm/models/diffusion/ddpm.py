@@ -315,12 +315,15 @@ class LatentDiffusion(DDPM):
             self._hash_of_base = frozen_base.base_hash(self.state_dict())
         return self._hash_of_base
 
+    def state_at_step(self) -> dict[str, Any]:
+        """What moves with every batch beside the state dict, under its keys in a checkpoint: one made between two steps has it as it was at the last."""
+        return {NOTES: {"progressive_counter": int(self.embedding_manager.progressive_counter)}} if self.embedding_manager is not None else {}
+
     @rank_zero_only
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen networks out, and note what they and the words need to go on. Edits the dictionary, writes no file."""
+        checkpoint.update(self.state_at_step())
         notes = checkpoint.setdefault(NOTES, {})
-        if self.embedding_manager is not None:
-            notes["progressive_counter"] = int(self.embedding_manager.progressive_counter)
         if self._stands_on_base():
             checkpoint["state_dict"] = frozen_base.without_base(checkpoint["state_dict"])
             notes |= {"base_path": str(self.base_checkpoint), "base_sha256": self._base_hash()}

@@ -26,6 +26,7 @@ from ldm.util import instantiate_from_config
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "regularization"  # in the training checkpoint, beside the state dict
+WAITS = "waits_for_word"  # in it, in the first of two phases
 THETA = ("model.", "cond_stage_model.")
 
 
@@ -197,6 +198,11 @@ class RegularizedLatentDiffusion(LatentDiffusion):
                 self._take_theta_0(self._concept_moves())
         return self.regularizer.ready and tuned
 
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        if self.regularizer.ready:
+            self.regularizer.begin_validation(self.global_step)
+
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
         """LatentDiffusion's; its two passes meet the same probes."""
         if not self.regularizer.ready:
@@ -283,27 +289,33 @@ class RegularizedLatentDiffusion(LatentDiffusion):
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------------------
 
+    def state_at_step(self) -> Dict[str, Any]:
+        """LatentDiffusion's, where it has one, and the term's: what moves with every batch, under its keys in a checkpoint."""
+        inherited = getattr(super(), "state_at_step", dict)()
+        if self._waits_for_word:
+            return {**inherited, STATE_KEY: {"theta_hash": self.regularizer.theta_hash, WAITS: True}}
+        return {**inherited, STATE_KEY: self.regularizer.state_dict()} if self.regularizer.ready else inherited
+
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self.regularizer.ready:
-            checkpoint[STATE_KEY] = self.regularizer.state_dict()
-        elif self._waits_for_word:
-            checkpoint[STATE_KEY] = {"theta_hash": self.regularizer.theta_hash}
+        checkpoint.update({key: state for key, state in self.state_at_step().items() if key == STATE_KEY})
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if not self.regularizer.ready and not self._waits_for_word:
+            return
         state = checkpoint.get(STATE_KEY)
-        if self._waits_for_word and state is not None:
-            self.regularizer.check_base(state)
-            if set(state) == {"theta_hash"}:  # saved in the first phase
-                return
+        if state is None:
+            if self.regularizer.ready:
+                logger.warning("the run to be resumed had no locality term: it holds the network to the base checkpoint from here on")
+            return
+        self.regularizer.check_base(state)
+        if WAITS in state:  # nothing was drawn yet
+            return
+        if self._waits_for_word:
             self._take_word(checkpoint["state_dict"])
             self._take_theta_0(concept_moves=False)
-        if self.regularizer.ready and state is not None:
-            self.regularizer.load_state_dict(state, self.global_rank)
-        elif self.regularizer.ready:
-            logger.warning("the run to be resumed had no locality term: it holds the network to the base checkpoint from here on")
-
+        self.regularizer.load_state_dict(state, self.global_rank)
 
     def _take_word(self, state_dict: Mapping[str, Tensor]) -> None:
         """The vectors of a checkpoint, into a model that is otherwise the base still."""
