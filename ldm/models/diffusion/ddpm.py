@@ -197,8 +197,7 @@ class LatentDiffusion(DDPM):
 
     def get_first_stage_encoding(self, encoder_posterior: Any) -> Tensor:
         """scale_factor · a sample of the posterior, or · the latents themselves."""
-        is_distribution = isinstance(encoder_posterior, DiagonalGaussianDistribution)
-        return self.scale_factor * (encoder_posterior.sample() if is_distribution else encoder_posterior)
+        return self.scale_factor * (encoder_posterior.sample() if isinstance(encoder_posterior, DiagonalGaussianDistribution) else encoder_posterior)
 
     @torch.no_grad()
     def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
@@ -317,16 +316,15 @@ class LatentDiffusion(DDPM):
 
     def state_at_step(self) -> dict[str, Any]:
         """What moves with every batch beside the state dict, under its keys in a checkpoint: one made between two steps has it as it was at the last."""
-        return {NOTES: {"progressive_counter": int(self.embedding_manager.progressive_counter)}} if self.embedding_manager is not None else {}
+        return {NOTES: {} if self.embedding_manager is None else {"progressive_counter": int(self.embedding_manager.progressive_counter)}}
 
     @rank_zero_only
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen networks out, and note what they and the words need to go on. Edits the dictionary, writes no file."""
         checkpoint.update(self.state_at_step())
-        notes = checkpoint.setdefault(NOTES, {})
         if self._stands_on_base():
             checkpoint["state_dict"] = frozen_base.without_base(checkpoint["state_dict"])
-            notes |= {"base_path": str(self.base_checkpoint), "base_sha256": self._base_hash()}
+            checkpoint[NOTES] |= {"base_path": str(self.base_checkpoint), "base_sha256": self._base_hash()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Undo on_save_checkpoint. Raises ValueError where the networks loaded now are not those that the checkpoint stands on."""
