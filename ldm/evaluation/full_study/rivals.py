@@ -26,14 +26,14 @@ EFFECTS = {
 
 
 def rivals_over_strengths(rows: Sequence[Row]) -> str:
-    """A list item in Markdown for each rival of which at least two strengths are there: its course, and whether drift goes as its paper says."""
+    """In Markdown, for each rival of which at least two strengths are there, whether drift goes as its paper says, and a table of its course."""
     of_arm = by_arm(rows)
-    said = []
-    for method, effect in EFFECTS.items():
-        line = sorted((arm for arm in of_arm if arm.method == method), key=lambda arm: arm.strength)
-        if len(line) > 1:
-            said.append(f"- `{method}`: {effect.said}. {_verdict(of_arm, line, effect)} {'; '.join(_at(of_arm, arm) for arm in line)}.")
-    return "\n".join(said)
+    lines = {method: sorted((arm for arm in of_arm if arm.method == method), key=lambda arm: arm.strength) for method in EFFECTS}
+    lines = {method: line for method, line in lines.items() if len(line) > 1}
+    said = [f"- `{method}`: {EFFECTS[method].said}. {_verdict(of_arm, line, EFFECTS[method])}" for method, line in lines.items()]
+    table = ["| rival | strength | identity | leak off-pattern | drift in-pattern, times less | drift off-pattern, times less |", "| --- |" + " --- |" * 5]
+    table += [_at(of_arm, arm) for line in lines.values() for arm in line]
+    return "\n".join([*said, "", *table]) if lines else ""
 
 
 def _verdict(of_arm: dict[Arm, list[Row]], line: Sequence[Arm], effect: Effect) -> str:
@@ -50,4 +50,4 @@ def _at(of_arm: dict[Arm, list[Row]], arm: Arm) -> str:
     rows, plain = of_arm[arm], of_arm[UNREGULARIZED]
     inside, outside = (10 ** drift_decades(rows, plain, key).mean for key in ("drift_in_pattern", "drift_off_pattern"))
     identity, leak = (over_characters(rows, key).mean for key in ("trait_rate_concept", "leak_off_pattern"))
-    return f"at {arm.strength:g} identity {identity:.2f}, off-pattern leak {leak:.2f}, drift {inside:.3g} times less in-pattern and {outside:.3g} off-pattern"
+    return f"| {arm.method} | {arm.strength:g} | {identity:.2f} | {leak:.2f} | {inside:.3g} | {outside:.3g} |"

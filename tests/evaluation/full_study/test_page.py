@@ -161,7 +161,7 @@ def test_what_every_kth_step_saves_and_costs_is_told_beside_its_twin():
 def test_a_rivals_course_is_held_against_its_paper(decades, said):
     strengths = (1e-4, 1e-3, 1e-2)
     text = rivals_over_strengths(made_rows([(Arm("base_weights", strength=s), 0.9, value) for s, value in zip(strengths, decades, strict=True)]))
-    assert said in line_with(text, "`base_weights`") and "at 0.01 identity 0.90" in text
+    assert said in line_with(text, "`base_weights`") and f"| base_weights | 0.01 | 0.90 | 0.30 | {10 ** decades[-1]:.3g} |" in text
     stopped = [(Arm("early_stopping", strength=share), 0.9, less) for share, less in ((0.1, 1.0), (0.5, 0.5), (0.9, 0.1))]
     rising = rivals_over_strengths(made_rows(stopped))
     assert "rises at every step" in rising
