@@ -23,12 +23,10 @@ def lines_of(found: Iterable[Standing]) -> dict[str, list[Standing]]:
 
 
 def shown_lines(found: Iterable[Standing]) -> dict[str, list[Standing]]:
-    """A line a method: of each of our conditionings that with the largest hypervolume, and each rival's."""
+    """A line a method: of each of our conditionings, at once and in two phases, that with the largest hypervolume, and each rival's."""
     best: dict[str, tuple[float, str, list[Standing]]] = {}
     for name, line in lines_of(found).items():
-        arm = line[0].arm
-        volume = hypervolume(one.point for one in line)
-        method = str(arm.conditioning) if arm.ours else arm.method
+        volume, method = hypervolume(one.point for one in line), _method(line[0])
         if method not in best or volume > best[method][0]:
             best[method] = (volume, name, line)
     return {name: line for _, name, line in best.values()}
@@ -69,4 +67,4 @@ def write_chart(path: Path, screen: Sequence[Standing], finals: Sequence[Standin
 
 
 def _method(one: Standing) -> str:
-    return str(one.arm.conditioning) if one.arm.ours else one.arm.method
+    return f"{one.arm.conditioning}, {one.arm.phases} phases" if one.arm.ours else one.arm.method

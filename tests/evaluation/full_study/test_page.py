@@ -169,3 +169,9 @@ def test_a_rivals_course_is_held_against_its_paper(decades, said):
 
 def test_every_rival_has_an_effect_to_be_held_against():
     assert set(EFFECTS) == {arm.method for arm in rival_arms()}
+
+
+def test_the_chart_shows_a_line_of_one_phase_beside_that_of_two():
+    once, better = ours("class"), replace(ours("class", 7.5), phases=2)
+    lines = shown_lines(standings(made_rows([(once, 0.9, 0.5), (ours("class", latents="noise"), 0.9, 0.1), (better, 1.0, 1.5)])).values())
+    assert list(lines) == [once.line, better.line]
