@@ -33,7 +33,7 @@ def hash_tensors(named_tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def hash_facts(facts: Mapping[str, Any]) -> str:
+def hash_facts(facts: Any) -> str:
     """SHA-256, in hexadecimal, of plain values (what json can write), whatever the order of the keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

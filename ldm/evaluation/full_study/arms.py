@@ -86,8 +86,7 @@ class Arm:
     @property
     def name(self) -> str:
         """What rows call it; no two arms share it."""
-        lazy = None if self.every == 1 else f"every-{self.every}"
-        parts = [self.method, self.conditioning, None if self.conditioning == SHIPPED else self.latents, lazy]
+        parts = [self.method, self.conditioning, None if self.conditioning == SHIPPED else self.latents, self._rhythm]
         strength = [] if self.strength is None else [f"{self.strength:g}"]
         return "/".join([*filter(None, parts), *strength, *(["two-phase"] if self.phases == 2 else [])])
 
@@ -114,8 +113,7 @@ class Arm:
             return "unregularized"
         if not self.ours:
             return self.method
-        lazy = [] if self.every == 1 else [f"every-{self.every}"]
-        return "/".join([self.method, str(self.conditioning), "bank" if self.latents in ("prior", "trajectories") else str(self.latents), *lazy])
+        return "/".join(filter(None, [self.method, self.conditioning, "bank" if self.latents in ("prior", "trajectories") else self.latents, self._rhythm]))
 
     @property
     def source(self) -> Arm:
@@ -133,6 +131,10 @@ class Arm:
     def idea(self) -> str | None:
         """Its conditioning; the shipped one's prompts are of the class."""
         return "class" if self.conditioning == SHIPPED else self.conditioning
+
+    @property
+    def _rhythm(self) -> str | None:
+        return None if self.every == 1 else f"every-{self.every}"
 
     def _term(self) -> list[str]:
         weight = {"target": "ldm.regularization.weight.ConstantWeight", "params": {"weight": self.strength, "every": self.every, "warmup_steps": 0}}

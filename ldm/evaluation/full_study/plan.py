@@ -1,11 +1,9 @@
 """What the full study is asked to do: its stages, its files, and the jobs that become rows."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from ldm.evaluation.models import sampling_of
 from ldm.evaluation.prompts import read_prompts
 from ldm.evaluation.results_file import Key, concept_name, settings_of_study
 from ldm.evaluation.tuning import file_hash
+from ldm.regularization.bank import hash_facts
 from ldm.training.compose import merge, read_config
 
 LISTS = ("class", "heldout", "in_pattern", "off_pattern", "leak_in_pattern", "leak_off_pattern", "nats")
@@ -130,7 +129,7 @@ class FullStudy:
         names = {(False, 1): "plain", (True, 1): "regularized", (False, 2): "plain_two_phase", (True, 2): "regularized_two_phase"}
         shared = settings_of_study(
             base_hash=file_hash(self.base),
-            config_hashes={names[which]: _hash(_without_term(path)) for which, path in self.configs.items()},
+            config_hashes={names[which]: hash_facts(_without_term(path)) for which, path in self.configs.items()},
             classifier_hash=file_hash(self.classifiers),
             sampling=sampling_of(read_config(self.configs[False, 1]), steps=stage.steps, batch_size=self.batch_size),
             counts=stage.counts,
@@ -143,7 +142,7 @@ class FullStudy:
         """SHA-256 of what sets an arm's runs apart from others with these settings: of ours the whole term, of a rival what the training command is
         told. A row with another one was measured of another arm. Raises KeyError for an arm that no longer is one."""
         told = arm.overrides()
-        return _hash(OmegaConf.to_container(merge([self.config_of(arm)], told).model.params.regularization_config) if arm.ours else told)
+        return hash_facts(OmegaConf.to_container(merge([self.config_of(arm)], told).model.params.regularization_config) if arm.ours else told)
 
     def wanted(self, arms: Iterable[Arm]) -> list[Arm]:
         """Those that the patterns let through."""
@@ -156,7 +155,3 @@ def _without_term(path: Path) -> dict[str, Any]:
     content = OmegaConf.to_container(read_config(path))
     content["model"]["params"].pop("regularization_config", None)
     return content
-
-
-def _hash(content: Any) -> str:
-    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -291,14 +291,16 @@ class RegularizedLatentDiffusion(LatentDiffusion):
 
     def state_at_step(self) -> Dict[str, Any]:
         """LatentDiffusion's, where it has one, and the term's: what moves with every batch, under its keys in a checkpoint."""
-        inherited = getattr(super(), "state_at_step", dict)()
+        return {**getattr(super(), "state_at_step", dict)(), **self._state_of_term()}
+
+    def _state_of_term(self) -> Dict[str, Any]:
         if self._waits_for_word:
-            return {**inherited, STATE_KEY: {"theta_hash": self.regularizer.theta_hash, WAITS: True}}
-        return {**inherited, STATE_KEY: self.regularizer.state_dict()} if self.regularizer.ready else inherited
+            return {STATE_KEY: {"theta_hash": self.regularizer.theta_hash, WAITS: True}}
+        return {STATE_KEY: self.regularizer.state_dict()} if self.regularizer.ready else {}
 
     def on_save_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint.update({key: state for key, state in self.state_at_step().items() if key == STATE_KEY})
+        checkpoint.update(self._state_of_term())
 
     def on_load_checkpoint(self, checkpoint: Dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
