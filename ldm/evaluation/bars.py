@@ -47,14 +47,14 @@ def bars_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
         return each(lambda pair: plain[pair][number] - held[pair][number])
 
     def gap(pair: Pair) -> float:
-        return _widest_gap([held[pair]], [frozen[pair]])
+        return widest_gap([held[pair]], [frozen[pair]])
 
     return [
         _bar("a", "unregularised: trait rate in “a character”", "≥", 0.8, of(plain, "trait_rate_class")),
         _bar("a", "frozen: the same", "≤", 0.02, of(frozen, "trait_rate_class")),
         _bar("b", "regularised: trait rate in “a character”", "≤", 0.05, of(held, "trait_rate_class")),
         _bar("b", "regularised: widest difference of an attribute's frequencies from the frozen model's", "≤", 0.1, each(gap),
-             pooled=_widest_gap([held[pair] for pair in pairs], [frozen[pair] for pair in pairs])),
+             pooled=widest_gap([held[pair] for pair in pairs], [frozen[pair] for pair in pairs])),
         _ratio("c", "drift on class prompts, unregularised / regularised", "≥", 10, of(plain, "drift_class"), of(held, "drift_class")),
         _ratio("c", "drift on held-out prompts, unregularised / regularised", "≥", 8, of(plain, "drift_heldout"), of(held, "drift_heldout")),
         _bar("d", "regularised: trait rate in “*”", "≥", 0.9, of(held, "trait_rate_concept")),
@@ -87,7 +87,7 @@ def _meets(value: float, sense: str, limit: float) -> bool:
     return value >= limit - rounding if sense == "≥" else value <= limit + rounding
 
 
-def _widest_gap(some: Sequence[Row], others: Sequence[Row]) -> float:
+def widest_gap(some: Sequence[Row], others: Sequence[Row]) -> float:
     """The largest difference of a value's mean frequency, over all attributes and values."""
     return max(abs(_frequency(some, name, value) - _frequency(others, name, value)) for name, values in VALUES.items() for value in values)
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from ldm.evaluation.bars import widest_gap
 from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, screen_arms
 from ldm.evaluation.full_study.chart import lines_of, write_chart
 from ldm.evaluation.full_study.rivals import rivals_over_strengths
@@ -14,6 +15,8 @@ from ldm.evaluation.full_study.statistics import Estimate, Row, Standing, by_arm
 from ldm.evaluation.results_page import put_between
 
 BEGIN, END = "<!-- written by scripts/full_results_page.py: begin -->", "<!-- written by scripts/full_results_page.py: end -->"
+
+ATTRIBUTES = "Attributes: the widest difference of any attribute's frequency in “a character” from the frozen model's, all samples together."
 
 
 def write_full_page(rows: Path, page: Path, chart: Path) -> None:
@@ -49,7 +52,7 @@ def written(
         f"![Identity against off-pattern drift]({chart})",
     ]
     if finals:
-        parts += [f"### Finals: {_of(finals)}", _how(finals, summary), table(finals), "### In plain words", "\n".join(sentences(finals, in_screen))]
+        parts += [f"### Finals: {_of(finals)}", _how(finals, summary), table(finals), ATTRIBUTES, "### In plain words", "\n".join(sentences(finals, in_screen))]
         parts += ["Drift in nats (at most, with 95 % confidence: the largest over characters and seeds), by prompt:", nats_table(finals)]
     else:
         parts.append("The finals are not there yet.")
@@ -66,8 +69,8 @@ def table(rows: Sequence[Row]) -> str:
     arms, found = by_arm(rows), standings(rows)
     lines = [
         "| arm | teacher | identity | leak in-pattern | leak off-pattern | drift in-pattern, times less | drift off-pattern, times less | denoising loss "
-        "| red hat | forest | step time | memory |",
-        "| --- |" + " --- |" * 11,
+        "| red hat | forest | attributes | step time | memory |",
+        "| --- |" + " --- |" * 12,
     ]
     for arm, mine in arms.items():
         first = mine[0]
@@ -77,6 +80,7 @@ def table(rows: Sequence[Row]) -> str:
             drifts = [times(drift_decades(mine, arms[UNREGULARIZED], key)) for key in ("drift_in_pattern", "drift_off_pattern")]
         values = [f"{means[key]:.3f}" for key in ("trait_rate_concept", "leak_in_pattern", "leak_off_pattern")] + drifts
         values += [f"{over_characters(mine, 'denoising_loss'):.4f}", f"{means['edit_hat']:.2f}", f"{means['edit_background']:.2f}"]
+        values.append(f"{widest_gap(mine, beside):.3f}" if arm in found and (beside := _beside(arms.get(FROZEN, ()), mine)) else "–")
         costs = ["–" if first[key] is None else f"× {first[key]:.2f}" for key in ("step_ratio", "memory_ratio")]
         lines.append(f"| {arm.name} | {arm.teacher or '–'} | {' | '.join([*values, *costs])} |")
     return "\n".join(lines)
@@ -109,6 +113,12 @@ def times(decades: Estimate) -> str:
     if decades.margin is None:
         return f"{10**decades.mean:.3g}"
     return f"{10**decades.mean:.3g} ({10 ** (decades.mean - decades.margin):.3g} … {10 ** (decades.mean + decades.margin):.3g})"
+
+
+def _beside(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """Rows of the characters and seeds that the others have."""
+    theirs = {(row["concept"], row["seed"]) for row in others}
+    return [row for row in rows if (row["concept"], row["seed"]) in theirs]
 
 
 def _of(rows: Sequence[Row]) -> str:

@@ -46,8 +46,8 @@ def sentences(rows: Sequence[Row], in_screen: Mapping[Arm, Standing]) -> list[st
     """List items in Markdown."""
     finals = Finals(by_arm(rows), standings(rows))
     said = [_of_idea(finals, idea) for idea in IDEAS]
-    said += [_beside_mixture(finals, idea) for idea in TO_SURPASS]
-    said += [*_at_identity(finals), *_volumes(finals, in_screen)]
+    said += [_beside_mixture(finals, idea, in_screen) for idea in TO_SURPASS]
+    said += [*_at_identity(finals), *_volumes(finals, in_screen), *_edits(finals)]
     return [f"- {sentence}" for sentence in said]
 
 
@@ -101,7 +101,7 @@ def _of_idea(finals: Finals, idea: str) -> str:
     return f"{_capital(name)} (`{arm.name}`) {verdict}; {numbers}."
 
 
-def _beside_mixture(finals: Finals, idea: str) -> str:
+def _beside_mixture(finals: Finals, idea: str, in_screen: Mapping[Arm, Standing]) -> str:
     arm, mixture = finals.of_conditioning(idea), finals.of_conditioning(MIXTURE)
     if arm is None or mixture is None:
         return f"{_capital(IDEA_NAMES[idea])} and “empty + class” were not both in the finals: off-pattern they are not compared."
@@ -117,23 +117,55 @@ def _beside_mixture(finals: Finals, idea: str) -> str:
         said = f"does not beat “empty + class” off-pattern: its drift is {factor(Estimate(-less.mean, less.margin))} more"
     kept = [] if finals.found[arm].keeps_identity else ["its identity falls short"]
     kept += [] if finals.found[mixture].keeps_identity else ["the mixture's identity falls short"]
-    return f"{_capital(IDEA_NAMES[idea])} {said}{' (' + ', '.join(kept) + ')' if kept else ''}."
+    alike = "" if arm.phases == mixture.phases else _in_as_many_phases(in_screen, idea, arm.phases)
+    return f"{_capital(IDEA_NAMES[idea])} {said}{' (' + ', '.join(kept) + ')' if kept else ''}.{alike}"
+
+
+def _in_as_many_phases(in_screen: Mapping[Arm, Standing], idea: str, phases: int) -> str:
+    """The best of an idea and of the mixture in the screen, both in one phase or both in two: for where the finals compare one with two."""
+    best = [next(iter(in_order(one for one in in_screen.values() if one.arm.ours and one.arm.idea == name and one.arm.phases == phases)), None)
+            for name in (idea, MIXTURE)]  # fmt: skip
+    if None in best:
+        return ""
+    numbers = [f"`{one.arm.name}` {10**one.decades.mean:.3g} times less than unregularised at identity {one.identity.mean:.2f}" for one in best]
+    way = "learns word and network at once" if phases == 1 else "has two phases"
+    return f" The former {way}, and the mixture does not; of arms in the screen that do alike, {numbers[0]}, {numbers[1]}."
 
 
 def _at_identity(finals: Finals) -> list[str]:
-    """Ours and the best rival at ≥ 0.95 of the unregularised identity."""
-    ours, rivals = (_best(one for one in finals.found.values() if one.arm.ours is mine and one.arm.method != UNREGULARIZED.method) for mine in (True, False))
+    """Ours and the best rival at ≥ 0.95 of the unregularised identity, or else the rival that drifts least whatever it costs."""
+    of_ours, of_rivals = ([one for one in finals.found.values() if one.arm.ours is mine and one.arm.method != UNREGULARIZED.method] for mine in (True, False))
+    ours, rival = _best(of_ours), _best(of_rivals)
     said = []
-    for whose, best in (("of ours", ours), ("of the rivals", rivals)):
+    for whose, best in (("of ours", ours), ("of the rivals", rival)):
         if best is None:
             said.append(f"At ≥ {KEEPS_IDENTITY:g} of the unregularised run's identity there is none {whose}.")
         else:
             said.append(f"At ≥ {KEEPS_IDENTITY:g} of the unregularised run's identity the least off-pattern drift {whose} has `{best.arm.name}`: "
                         f"{factor(finals.less(best.arm))} less than unregularised.")  # fmt: skip
-    if ours and rivals:
-        less = finals.less(ours.arm, than=rivals.arm)
+    if rival is None and of_rivals:
+        rival = max(of_rivals, key=lambda one: one.decades.mean)
+        said.append(f"Whatever the identity, the least off-pattern drift of the rivals has `{rival.arm.name}`: {factor(finals.less(rival.arm))} less than "
+                    f"unregularised, at identity {rival.identity:.3f}.")  # fmt: skip
+    if ours and rival:
+        less = finals.less(ours.arm, than=rival.arm)
         certain = {True: "ours is ahead", False: "the rival is ahead", None: "neither is ahead beyond chance" if less.margin is not None else "no interval"}
         said.append(f"Between these two: ours has {factor(less)} less off-pattern drift; {certain[above_zero(less)]}.")
+    return said
+
+
+def _edits(finals: Finals) -> list[str]:
+    """How well the new word is edited when word and network are learnt at once, and in two phases: among ours, and unregularised."""
+    said = []
+    for phases, way in ((1, "learnt at once"), (2, "learnt in two phases")):
+        arms = [arm for arm in finals.found if arm.phases == phases]
+        plain = [arm for arm in arms if arm.method == UNREGULARIZED.method]
+        ours = [arm for arm in arms if arm.ours]
+        if plain and ours:
+            hats = {arm: over_characters(finals.rows[arm], "edit_hat").mean for arm in plain + ours}
+            held = sorted(hats[arm] for arm in ours)
+            said.append(f"“\\* wearing a red hat” shows one, word and network {way}, in {hats[plain[0]]:.2f} of the unregularised run's samples and in "
+                        + (f"{held[0]:.2f}" if len(held) == 1 else f"{held[0]:.2f} to {held[-1]:.2f}") + " of ours.")  # fmt: skip
     return said
 
 

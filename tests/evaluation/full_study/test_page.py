@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, rival_arms
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, arm_of, rival_arms
 from ldm.evaluation.full_study.chart import shown_lines
-from ldm.evaluation.full_study.page import BEGIN, END, write_full_page, written
+from ldm.evaluation.full_study.page import BEGIN, END, table, write_full_page, written
 from ldm.evaluation.full_study.rivals import EFFECTS, rivals_over_strengths
 from ldm.evaluation.full_study.sentences import lazily, sentences
 from ldm.evaluation.full_study.statistics import standings
@@ -78,7 +78,34 @@ def test_ours_and_the_best_rival_at_equal_identity_and_by_hypervolume():
     finals = line_with(said, "finals: ours")
     assert "ours 0.200 together, 0.200 the best of them alone; the best rival, `base_weights/0.01`, 0.240" in finals  # 0.2 · 1.0, and 0.16 · 1.5
     assert "`kv_only` 0.050" in line_with(said, "in the screen")
-    assert "there is none of the rivals" in said_of(EVEN, rivals=((KV, 0.5, 3.0),))
+
+
+def test_an_idea_at_once_beside_a_mixture_of_two_phases_is_told_of_as_it_did_in_the_screen():
+    rows = made_rows([(ours("encoding"), 1.0, 1.0), (replace(ours(MIXTURE), phases=2), 1.0, 1.3)], stage="finals")
+    said = line_with("\n".join(sentences(rows, standings(SCREEN))), "Idea 4", "“empty + class”")
+    assert "learns word and network at once, and the mixture does not" in said
+    assert "`locality/encoding/prior/7.5` 10 times less than unregularised at identity 0.99, `locality/empty+class/prior/7.5` 10 times" in said
+    assert "The former" not in said_of(EVEN)
+
+
+def test_without_a_rival_of_that_identity_ours_stands_beside_the_one_that_drifts_least():
+    said = said_of(EVEN, rivals=((KV, 0.5, 0.5), (L2, 0.9, 0.3)))
+    assert "there is none of the rivals" in said
+    assert "`kv_only/0.001`: 3.16 times (3.16 to 3.16) less than unregularised, at identity 0.500" in line_with(said, "Whatever the identity")
+    assert "ours has 3.16 times (3.16 to 3.16) less off-pattern drift; ours is ahead" in line_with(said, "Between these two")
+    assert "Whatever the identity" not in said_of(EVEN, rivals=((KV, 1.0, 0.5), (L2, 0.9, 0.9)))
+
+
+def test_edits_are_told_of_each_number_of_phases():
+    twice, plain_twice = replace(ours("class"), phases=2), Arm("unregularized", phases=2)
+    rows = made_rows([(ours("empty"), 1.0, 1.0), (ours(MIXTURE), 1.0, 1.0), (twice, 1.0, 1.0), (plain_twice, 1.0, 0.3)], stage="finals")
+    hats = {UNREGULARIZED: 0.5, ours("empty"): 0.75, ours(MIXTURE): 0.9, twice: 0.25, plain_twice: 0.2}
+    for row in rows:
+        row["edit_hat"] = hats.get(arm_of(row), 1.0)
+    said = "\n".join(sentences(rows, standings(SCREEN)))
+    assert "learnt at once, in 0.50 of the unregularised run's samples and in 0.75 to 0.90 of ours." in said
+    assert "learnt in two phases, in 0.20 of the unregularised run's samples and in 0.25 of ours." in said
+    assert "two phases" not in said_of(EVEN)
 
 
 def test_a_line_of_strengths_is_shown_for_each_method():
@@ -106,13 +133,24 @@ def test_the_page_gets_table_picture_and_sentences_between_its_markers(tmp_path)
     assert text.startswith("by hand\n") and text.endswith("also by hand\n") and "\nold\n" not in text
     assert "](../results/full.png)" in text and "DDIM of later" in text and "4 characters × 1 seed" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| locality/hypersphere/prior/1.5 |")][:1]
-    assert line.split(" | ")[1:6] == ["copy", "0.980 ± 0.000", "0.200 ± 0.000", "0.300 ± 0.000", "10 (10 … 10)"] and line.endswith("| × 2.00 | × 1.10 |")
+    assert line.split(" | ")[1:6] == ["copy", "0.980 ± 0.000", "0.200 ± 0.000", "0.300 ± 0.000", "10 (10 … 10)"]
+    assert line.endswith("| 0.000 | × 2.00 | × 1.10 |")
     assert "| locality/class/prior/1.5 | 1.2 |" in text  # nats
     with Image.open(chart) as picture:
         assert picture.format == "PNG" and min(picture.size) > 500
     before = page.read_bytes(), chart.read_bytes()
     write_full_page(path, page, chart)
     assert (page.read_bytes(), chart.read_bytes()) == before
+
+
+def test_the_widest_difference_of_an_attribute_is_from_the_frozen_models_own_samples():
+    rows = made_rows([(ours("class"), 1.0, 1.0)], stage="finals")
+    for row in rows:
+        if row["method"] == "frozen" and row["concept"] == "a":
+            row["attribute_frequencies_class"]["mouth"] = {"smile": 1.0, "open": 0.0, "flat": 0.0, "teeth": 0.0}
+    assert "| 0.188 | × 2.00" in line_with(table(rows), "| locality/class/prior/1.5 |")  # (1 − 1/4) / 4 characters
+    without = [row for row in rows if row["method"] != "locality" or row["concept"] != "a"]
+    assert "| 0.000 | × 2.00" in line_with(table(without), "| locality/class/prior/1.5 |")
 
 
 def test_a_screen_alone_makes_a_page_too():

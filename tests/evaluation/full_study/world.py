@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ldm.data.characters import VALUES
 from ldm.evaluation.full_study.arms import FROZEN, UNREGULARIZED, Arm
 
 CONCEPTS = ("a", "b", "c", "d")
@@ -17,7 +18,7 @@ def made_row(arm: Arm, concept: str = "a", seed: int = 0, *, identity: float = 1
         "concept": concept, "seed": seed, "model": arm.name, "trait_rate_class": 0.1, "trait_rate_concept": identity, "drift_class": drift,
         "drift_heldout": drift, "denoising_loss": 0.02, "edit_hat": 0.7, "edit_background": 0.9, "split": "dev" if stage == "screen" else "later",
         "method": arm.method, "conditioning": arm.conditioning, "latents": arm.latents, "strength": arm.strength, "phases": arm.phases, "every": arm.every,
-        "teacher": arm.teacher,
+        "teacher": arm.teacher, "attribute_frequencies_class": {name: dict.fromkeys(values, 1 / len(values)) for name, values in VALUES.items()},
         "drift_in_pattern": drift / 2, "drift_off_pattern": drift, "leak_in_pattern": 0.2, "leak_off_pattern": 0.3, "step_ratio": 2.0, "memory_ratio": 1.1,
         "nats": None if stage == "screen" else {"a house": {"mean": 1.0, "standard_error": 0.1, "upper_bound": 1.2}}, "train_seconds": 60.0,
         "measure_seconds": 30.0, "stage": stage, "arm_sha256": arm.name,
