@@ -8,10 +8,11 @@ from pathlib import Path
 from ldm.evaluation.bars import widest_gap
 from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, screen_arms
 from ldm.evaluation.full_study.chart import lines_of, write_chart
+from ldm.evaluation.full_study.finalists import finals_arms
 from ldm.evaluation.full_study.rivals import rivals_over_strengths
 from ldm.evaluation.full_study.rows import FullResultsFile
 from ldm.evaluation.full_study.sentences import IDEA_NAMES, lazily, sentences
-from ldm.evaluation.full_study.statistics import Estimate, Row, Standing, by_arm, drift_decades, hypervolume, over_characters, standings
+from ldm.evaluation.full_study.statistics import Estimate, Row, Standing, beside, by_arm, drift_decades, hypervolume, over_characters, standings
 from ldm.evaluation.results_page import put_between
 
 BEGIN, END = "<!-- written by scripts/full_results_page.py: begin -->", "<!-- written by scripts/full_results_page.py: end -->"
@@ -52,7 +53,8 @@ def written(
         f"![Identity against off-pattern drift]({chart})",
     ]
     if finals:
-        parts += [f"### Finals: {_of(finals)}", _how(finals, summary), table(finals), ATTRIBUTES, "### In plain words", "\n".join(sentences(finals, in_screen))]
+        parts += [f"### Finals: {_of(finals)}", _how(finals, summary), _so_far(finals, finals_arms(screen)), table(finals), ATTRIBUTES]
+        parts += ["### In plain words", "\n".join(sentences(finals, in_screen))]
         parts += ["Drift in nats (at most, with 95 % confidence: the largest over characters and seeds), by prompt:", nats_table(finals)]
     else:
         parts.append("The finals are not there yet.")
@@ -80,7 +82,8 @@ def table(rows: Sequence[Row]) -> str:
             drifts = [times(drift_decades(mine, arms[UNREGULARIZED], key)) for key in ("drift_in_pattern", "drift_off_pattern")]
         values = [f"{means[key]:.3f}" for key in ("trait_rate_concept", "leak_in_pattern", "leak_off_pattern")] + drifts
         values += [f"{over_characters(mine, 'denoising_loss'):.4f}", f"{means['edit_hat']:.2f}", f"{means['edit_background']:.2f}"]
-        values.append(f"{widest_gap(mine, beside):.3f}" if arm in found and (beside := _beside(arms.get(FROZEN, ()), mine)) else "–")
+        untuned = beside(arms.get(FROZEN, ()), mine)
+        values.append(f"{widest_gap(mine, untuned):.3f}" if arm in found and untuned else "–")
         costs = ["–" if first[key] is None else f"× {first[key]:.2f}" for key in ("step_ratio", "memory_ratio")]
         lines.append(f"| {arm.name} | {arm.teacher or '–'} | {' | '.join([*values, *costs])} |")
     return "\n".join(lines)
@@ -115,24 +118,19 @@ def times(decades: Estimate) -> str:
     return f"{10**decades.mean:.3g} ({10 ** (decades.mean - decades.margin):.3g} … {10 ** (decades.mean + decades.margin):.3g})"
 
 
-def _beside(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """Rows of the characters and seeds that the others have."""
-    theirs = {(row["concept"], row["seed"]) for row in others}
-    return [row for row in rows if (row["concept"], row["seed"]) in theirs]
-
-
 def _of(rows: Sequence[Row]) -> str:
     concepts, seeds = {row["concept"] for row in rows}, {row["seed"] for row in rows}
     return f"{len(concepts)} character{'s' * (len(concepts) > 1)} × {len(seeds)} seed{'s' * (len(seeds) > 1)}"
 
 
-def _so_far(screen: Sequence[Row], planned: Collection[Arm]) -> str:
-    """How much of the screen there is, while it is not all there."""
-    concepts = {row["concept"] for row in screen}
-    done = [arm for arm, mine in by_arm(screen).items() if arm in planned and {row["concept"] for row in mine} == concepts]
+def _so_far(rows: Sequence[Row], planned: Collection[Arm]) -> str:
+    """How much of a stage there is, while it is not all there."""
+    pairs = {(row["concept"], row["seed"]) for row in rows}
+    done = [arm for arm, mine in by_arm(rows).items() if arm in planned and {(row["concept"], row["seed"]) for row in mine} == pairs]
     if len(done) >= len(planned):
         return ""
-    return f"The screen is not complete: of its {len(planned)} arms {len(done)} are measured, in the order of the plan, which ends with the rivals."
+    return (f"Not complete: of the {len(planned)} arms {len(done)} are measured for each of these characters and seeds; "
+            "an arm is compared with the others' rows of the characters and seeds that it has.")  # fmt: skip
 
 
 def _how(rows: Sequence[Row], summary: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from ldm.evaluation.full_study.arms import IDEAS, MIXTURE, UNREGULARIZED, Arm
 from ldm.evaluation.full_study.chart import lines_of
+from ldm.evaluation.full_study.finalists import best_of_ours
 from ldm.evaluation.full_study.statistics import (
     KEEPS_IDENTITY,
     REFERENCE,
@@ -123,10 +124,10 @@ def _beside_mixture(finals: Finals, idea: str, in_screen: Mapping[Arm, Standing]
 
 def _in_as_many_phases(in_screen: Mapping[Arm, Standing], idea: str, phases: int) -> str:
     """The best of an idea and of the mixture in the screen, both in one phase or both in two: for where the finals compare one with two."""
-    best = [next(iter(in_order(one for one in in_screen.values() if one.arm.ours and one.arm.idea == name and one.arm.phases == phases)), None)
-            for name in (idea, MIXTURE)]  # fmt: skip
-    if None in best:
+    firsts = {arm.idea: in_screen[arm] for arm in best_of_ours(one for one in in_screen.values() if one.arm.phases == phases)}
+    if not {idea, MIXTURE} <= firsts.keys():
         return ""
+    best = firsts[idea], firsts[MIXTURE]
     numbers = [f"`{one.arm.name}` {10**one.decades.mean:.3g} times less than unregularised at identity {one.identity.mean:.2f}" for one in best]
     way = "learns word and network at once" if phases == 1 else "has two phases"
     return f" The former {way}, and the mixture does not; of arms in the screen that do alike, {numbers[0]}, {numbers[1]}."

@@ -78,11 +78,16 @@ def over_characters(rows: Iterable[Row], key: str) -> Estimate:
     return estimate(list(by_character(rows, lambda row: row[key]).values()))
 
 
-def drift_decades(rows: Iterable[Row], reference: Iterable[Row], key: str = "drift_off_pattern") -> Estimate:
-    """−log10 of drift over the reference's (the unregularised run's), averaged over the characters that both have."""
-    drift, of_reference = (by_character(some, lambda row: row[key]) for some in (rows, reference))
-    shared = [concept for concept in drift if concept in of_reference]
-    return estimate([math.log10(max(of_reference[concept], NO_DRIFT) / max(drift[concept], NO_DRIFT)) for concept in shared])
+def beside(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """Those of the characters and seeds that the others have: a study that was stopped has more of some arms than of others."""
+    theirs = {(row["concept"], row["seed"]) for row in others}
+    return [row for row in rows if (row["concept"], row["seed"]) in theirs]
+
+
+def drift_decades(rows: Sequence[Row], reference: Sequence[Row], key: str = "drift_off_pattern") -> Estimate:
+    """−log10 of drift over the reference's (the unregularised run's), averaged over the characters, of the seeds that both have."""
+    drift, of_reference = (by_character(beside(some, others), lambda row: row[key]) for some, others in ((rows, reference), (reference, rows)))
+    return estimate([math.log10(max(of_reference[concept], NO_DRIFT) / max(drift[concept], NO_DRIFT)) for concept in drift])
 
 
 def standings(rows: Iterable[Row]) -> dict[Arm, Standing]:
@@ -91,12 +96,12 @@ def standings(rows: Iterable[Row]) -> dict[Arm, Standing]:
     if UNREGULARIZED not in of_arm:
         raise ValueError(f"there are no rows of {UNREGULARIZED.name}, which all others are compared with")
     reference = of_arm[UNREGULARIZED]
-    floor = KEEPS_IDENTITY * over_characters(reference, "trait_rate_concept").mean
     found = {}
     for arm, mine in of_arm.items():
         if arm.method == "frozen":
             continue
         identity = over_characters(mine, "trait_rate_concept")
+        floor = KEEPS_IDENTITY * over_characters(beside(reference, mine), "trait_rate_concept").mean
         found[arm] = Standing(arm, identity, drift_decades(mine, reference), identity.mean >= floor - 1e-9)
     return found
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, arm_of, rival_arms
 from ldm.evaluation.full_study.chart import shown_lines
+from ldm.evaluation.full_study.finalists import finals_arms
 from ldm.evaluation.full_study.page import BEGIN, END, table, write_full_page, written
 from ldm.evaluation.full_study.rivals import EFFECTS, rivals_over_strengths
 from ldm.evaluation.full_study.sentences import lazily, sentences
@@ -161,8 +162,23 @@ def test_a_screen_alone_makes_a_page_too():
 def test_a_screen_that_is_not_complete_says_how_much_of_it_there_is():
     arms = list(dict.fromkeys(Arm(row["method"], row["conditioning"], row["latents"], row["strength"]) for row in SCREEN))
     half = [row for row in SCREEN if row["concept"] != "b" or row["method"] != "kv_only"]
-    assert "not complete" not in written(SCREEN, [], {}, "chart.png", arms)
-    assert f"of its {len(arms)} arms {len(arms) - 1} are measured" in written(half, [], {}, "chart.png", arms)
+    assert "Not complete" not in written(SCREEN, [], {}, "chart.png", arms)
+    assert f"of the {len(arms)} arms {len(arms) - 1} are measured" in written(half, [], {}, "chart.png", arms)
+
+
+def test_finals_of_which_a_seed_is_half_measured_say_so_and_compare_seed_with_seed():
+    arm = ours("class", 7.5)
+    finals = [made_row(one, "a", seed, decades=less, stage="finals") for one, less in ((FROZEN, 0.0), (UNREGULARIZED, 0.0), (arm, 1.0)) for seed in (0, 1)]
+    for row in finals:
+        if row["method"] == "unregularized" and row["seed"] == 1:
+            row["drift_off_pattern"] *= 100
+    half = [row for row in finals if row["method"] != "locality" or row["seed"] == 0]
+    text = written(SCREEN, half, {}, "chart.png")
+    planned = finals_arms(SCREEN)
+    assert arm in planned and f"Not complete: of the {len(planned)} arms 2 are measured" in text
+    assert line_with(text, "| locality/class/prior/7.5 | cached").split(" | ")[5:7] == ["10", "10"]
+    whole = made_rows([(one, 1.0, 1.0) for one in planned if one not in (FROZEN, UNREGULARIZED)], stage="finals")
+    assert "Not complete" not in written(SCREEN, whole, {}, "chart.png")
 
 
 def test_rows_that_are_not_there_are_told(command, tmp_path):
