@@ -119,7 +119,7 @@ def _beside_mixture(finals: Finals, idea: str, in_screen: Mapping[Arm, Standing]
     kept = [] if finals.found[arm].keeps_identity else ["its identity falls short"]
     kept += [] if finals.found[mixture].keeps_identity else ["the mixture's identity falls short"]
     alike = "" if arm.phases == mixture.phases else _in_as_many_phases(in_screen, idea, arm.phases)
-    return f"{_capital(IDEA_NAMES[idea])} {said}{' (' + ', '.join(kept) + ')' if kept else ''}.{alike}"
+    return f"{_capital(IDEA_NAMES[idea])}, {said}{' (' + ', '.join(kept) + ')' if kept else ''}.{alike}"
 
 
 def _in_as_many_phases(in_screen: Mapping[Arm, Standing], idea: str, phases: int) -> str:

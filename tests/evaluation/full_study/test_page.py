@@ -44,7 +44,7 @@ EVEN = dict.fromkeys((*IDEAS, MIXTURE), 1.0)
 
 def test_an_idea_that_beats_the_mixture_is_told_by_how_much():
     said = said_of({**EVEN, "hypersphere": 1.5, "encoding": 0.5})
-    assert "beats “empty + class” off-pattern: its drift is 3.16 times (3.16 to 3.16) less" in line_with(said, "Idea 5, the hypersphere beats")
+    assert "beats “empty + class” off-pattern: its drift is 3.16 times (3.16 to 3.16) less" in line_with(said, "Idea 5, the hypersphere, beats")
     worse = line_with(said, "Idea 4", "“empty + class”")
     assert "does not beat “empty + class” off-pattern: its drift is 3.16 times (3.16 to 3.16) more" in worse
 
