@@ -152,7 +152,7 @@ def screen_arms(weights: Sequence[float] = WEIGHTS) -> list[Arm]:
     """All arms that are known from the start, the unregularised one before those that are made of its run."""
     known = [FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE]
     known += [Arm("locality", conditioning, latents, weight) for conditioning in CONDITIONINGS for latents in LATENTS for weight in weights]
-    known += [Arm("locality", SHIPPED, "mixed", weight, every=k) for k in (1, *LAZY) for weight in weights]
+    known += [Arm("locality", SHIPPED, "prior", weight, every=k) for k in (1, *LAZY) for weight in weights]
     return known + rival_arms()
 
 

@@ -12,6 +12,7 @@ from ldm.evaluation.full_study.arms import (
     IDEAS,
     LATENTS,
     LAZY,
+    MIXTURE,
     NEAR_CONCEPT,
     RIVALS,
     WEIGHTS,
@@ -30,7 +31,7 @@ from tests.golden.case import REPOSITORY
 ARMS = screen_arms()
 WITH_RUN = [arm for arm in ARMS if arm.method != "frozen" and arm.source == arm and arm.strength in (None, 1.5, *(some[0] for _, some in RIVALS.values()))]
 LAZY_ARMS = [arm for arm in ARMS if arm.every > 1]
-TWO_PHASE = [Arm("locality", name, "prior", 1.5, 2) for name in CONDITIONINGS] + [Arm("locality", "shipped", "mixed", 1.5, 2)]
+TWO_PHASE = [Arm("locality", name, "prior", 1.5, 2) for name in CONDITIONINGS] + [Arm("locality", "shipped", "prior", 1.5, 2)]
 
 
 def composed(arm: Arm):
@@ -93,3 +94,7 @@ def test_a_rivals_strength_reaches_its_parameter(method):
     strengths = RIVALS[method][1]
     key = {"prior_preservation": "prior_weight", "base_weights": "base_weight", "output_preservation": "output_weight", "kv_only": "model_lr"}[method]
     assert [composed(Arm(method, strength=strength)).model.params[key] for strength in strengths] == list(strengths)
+
+
+def test_the_two_phase_config_ships_an_arm_of_the_finals():
+    assert composed(Arm("locality", MIXTURE, "prior", 7.5, 2)) == merge([REPOSITORY / CONFIGS[True, 2]], [])

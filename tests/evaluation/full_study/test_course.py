@@ -195,7 +195,7 @@ def test_another_shipped_term_costs_the_rows_of_the_shipped_arm_alone(study, con
         (tmp_path / name).write_text(yaml.safe_dump(config))
         return replace(study, configs={**configs, (True, 1): tmp_path / name})
 
-    results, shipped = FullResultsFile(study.out), Arm("locality", SHIPPED, "mixed", 1.5)
+    results, shipped = FullResultsFile(study.out), Arm("locality", SHIPPED, "prior", 1.5)
     kept = [UNREGULARIZED, Arm("locality", "class", "prior", 1.5), replace(shipped, phases=2)]
     results.rows = rows_of(study, [*kept, shipped])
     other = with_config("term.yaml")
@@ -229,7 +229,7 @@ def test_the_finals_go_on_seed_by_seed(study, monkeypatch):
 
 
 def test_the_shipped_term_may_stand_for_the_class_prompts_in_the_finals():
-    shipped = Arm("locality", SHIPPED, "mixed", 1.5)
+    shipped = Arm("locality", SHIPPED, "prior", 1.5)
     rows = made_rows([(Arm("locality", "class", "prior", 1.5), 1.0, 1.0), (shipped, 1.0, 1.2), (Arm("locality", "empty", "prior", 1.5), 1.0, 1.5)])
     assert finals_arms(rows)[2:] == [Arm("locality", "empty", "prior", 1.5), shipped]
 

@@ -194,7 +194,7 @@ def test_rows_that_are_not_there_are_told(command, tmp_path):
 
 
 def test_what_every_kth_step_saves_and_costs_is_told_beside_its_twin():
-    busy = Arm("locality", "shipped", "mixed", 1.5)
+    busy = Arm("locality", "shipped", "prior", 1.5)
     lazy = replace(busy, every=5)
     rows = made_rows([(busy, 1.0, 1.5), (lazy, 0.9, 1.4), (replace(busy, strength=7.5, every=5), 1.0, 1.0)])
     for row in rows:
