@@ -33,7 +33,7 @@ CONDITIONINGS: dict[str, dict[str, Any]] = {
 }
 IDEAS = ("empty", "class", "embedding", "encoding", "hypersphere")
 NEAR_CONCEPT = ("embedding", "encoding", "hypersphere", "morphing")
-SHIPPED = "shipped"  # conditioning, latents and loss of finetune_unfrozen_reg.yaml as it stands
+SHIPPED = "shipped"  # conditioning, latents and loss of finetune_unfrozen_reg.yaml as it stands; its loss is another, so it measures no idea
 LOSS = {"target": "ldm.regularization.losses.NoiseMSE"}  # of all the others, so that the ideas are told apart by nothing else
 
 _LATENTS = "ldm.regularization.latents."
@@ -50,8 +50,8 @@ TEACHERS: dict[str, dict[str, Any]] = {
 
 LAZY = (2, 5)  # k: the shipped term in every k-th step
 PROBES, SEED = 8, 23  # of the term, in each step
-WEIGHTS = (1.5, 7.5, 37.5)  # λ, from about the shipped one on: with less, the empty prompt holds hardly anything
-FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long
+WEIGHTS = (1.5, 7.5, 37.5)  # λ, from below the shipped one on: with less still, the empty prompt holds hardly anything
+FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long, and of the shipped term
 _RIVALS = "ldm.rivals."
 # method → (what the training command is told beside the plain config, strengths from hardly any effect to too much)
 RIVALS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
@@ -128,11 +128,6 @@ class Arm:
         return [word.format(strength=f"{self.strength!r}") for word in words]
 
     @property
-    def idea(self) -> str | None:
-        """Its conditioning; the shipped one's prompts are of the class."""
-        return "class" if self.conditioning == SHIPPED else self.conditioning
-
-    @property
     def _rhythm(self) -> str | None:
         return None if self.every == 1 else f"every-{self.every}"
 
@@ -152,7 +147,7 @@ def screen_arms(weights: Sequence[float] = WEIGHTS) -> list[Arm]:
     """All arms that are known from the start, the unregularised one before those that are made of its run."""
     known = [FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE]
     known += [Arm("locality", conditioning, latents, weight) for conditioning in CONDITIONINGS for latents in LATENTS for weight in weights]
-    known += [Arm("locality", SHIPPED, "prior", weight, every=k) for k in (1, *LAZY) for weight in weights]
+    known += [Arm("locality", SHIPPED, "prior", weight, every=k) for k in (1, *LAZY) for weight in FEWER_WEIGHTS]
     return known + rival_arms()
 
 

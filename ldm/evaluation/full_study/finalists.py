@@ -17,7 +17,7 @@ RIVAL_FINALISTS = 3
 def best_of_ours(found: Iterable[Standing]) -> list[Arm]:
     """At most six: the first of each idea, in their order, and of the mixture; of those that were tried."""
     ranked = [one.arm for one in in_order(one for one in found if one.arm.ours)]
-    firsts = [next((arm for arm in ranked if arm.idea == idea), None) for idea in (*IDEAS, MIXTURE)]
+    firsts = [next((arm for arm in ranked if arm.conditioning == idea), None) for idea in (*IDEAS, MIXTURE)]
     return [arm for arm in firsts if arm is not None]
 
 

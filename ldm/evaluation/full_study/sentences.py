@@ -124,7 +124,7 @@ def _beside_mixture(finals: Finals, idea: str, in_screen: Mapping[Arm, Standing]
 
 def _in_as_many_phases(in_screen: Mapping[Arm, Standing], idea: str, phases: int) -> str:
     """The best of an idea and of the mixture in the screen, both in one phase or both in two: for where the finals compare one with two."""
-    firsts = {arm.idea: in_screen[arm] for arm in best_of_ours(one for one in in_screen.values() if one.arm.phases == phases)}
+    firsts = {arm.conditioning: in_screen[arm] for arm in best_of_ours(one for one in in_screen.values() if one.arm.phases == phases)}
     if not {idea, MIXTURE} <= firsts.keys():
         return ""
     best = firsts[idea], firsts[MIXTURE]
