@@ -27,7 +27,7 @@ def test_the_small_model_trains_in_bfloat16_as_in_float32(train, tmp_path, name)
     config = OmegaConf.load(REPOSITORY / "configs" / "characters" / f"{name}.yaml")
     if name.endswith("_reg"):
         term = config.model.params.regularization_config.params
-        term.latents_config.params.parts[0].params = {"samples": 2, "ddim_steps": 2}
+        term.latents_config.params = {"samples": 2, "ddim_steps": 2}
         term.teacher_config.params = {**term.teacher_config.get("params", {}), "noisings": 1, "cache_dir": str(tmp_path / "cache")}
     OmegaConf.save(config, tmp_path / "config.yaml")
     losses = {}
