@@ -17,9 +17,9 @@ from tests.training import repeatable, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 TERM = "model.params.regularization_config.params"
+PRIOR = '{"target":"ldm.regularization.latents.PriorSamples","params":{"samples":4,"ddim_steps":2}}'
 FEW_PROBES = [
-    f"{TERM}.latents_config.params.samples=4",
-    f"{TERM}.latents_config.params.ddim_steps=2",
+    f'{TERM}.latents_config={{"target":"ldm.regularization.latents.MixedLatents","params":{{"parts":[{PRIOR}]}}}}',
     f"{TERM}.teacher_config.params.noisings=2",
 ]
 # Plain steps: Adam would make a large difference of a small one wherever a gradient is next to nothing.
