@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ldm.checkpoints import atomic_write
@@ -38,11 +39,11 @@ def tune(
 ) -> Path:
     """Runs the training command as a user would, and returns its run folder.
 
-    reuse: a finished run of that name is returned instead if config, base, pictures, seed and overrides are the same to the byte.
+    reuse: a finished run of that name is returned instead if config, base, pictures, seed, overrides and the code that trains are the same to the byte.
     log: a file that takes what the command says, in the place of the terminal.
     Raises FileNotFoundError for files that are missing, ValueError if the command failed (it has said why) or left no run folder.
     """
-    fingerprint = fingerprint_of(config, base, pictures, f"seed {seed}", f"word {init_word}", *overrides)
+    fingerprint = fingerprint_of(config, base, pictures, f"code {training_code()}", f"seed {seed}", f"word {init_word}", *overrides)
     marker = logdir / f"{name}.json"
     if reuse and (finished := _finished(marker, fingerprint)) is not None:
         logger.info("%s: found finished in %s", name, finished)
@@ -73,6 +74,17 @@ def fingerprint_of(config: Path, base: Path, pictures: Path, *words: str) -> str
         digest.update(file_hash(path).encode())
     for word in words:
         digest.update(b"\0" + word.encode())
+    return digest.hexdigest()
+
+
+@lru_cache
+def training_code(root: Path = REPOSITORY) -> str:
+    """SHA-256 over what the training command runs: main.py and ldm, without its evaluation. Runs of unlike code do not belong in one comparison."""
+    digest = hashlib.sha256()
+    for path in [root / "main.py", *sorted((root / "ldm").rglob("*.py"))]:
+        name = path.relative_to(root).as_posix()
+        if not name.startswith("ldm/evaluation/"):
+            digest.update(f"{name}\0{file_hash(path)}\0".encode())
     return digest.hexdigest()
 
 

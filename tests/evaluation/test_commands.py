@@ -177,6 +177,28 @@ def test_a_finished_run_is_used_again_only_if_nothing_about_it_changed(pair, toy
     assert tuning.tune(config, pair.base, pair.pictures, seed=2, **options) != first and len(toy_size) == 2
 
 
+def test_a_run_of_other_code_is_made_again_and_one_of_other_measures_is_not(pair, toy_size, tmp_path, monkeypatch):
+    tree = tmp_path / "tree"
+    for name in ("main.py", "ldm/regularization/weight.py", "ldm/evaluation/metrics.py"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("a = 1\n")
+    of_tree = tuning.training_code.__wrapped__
+    monkeypatch.setattr(tuning, "training_code", lambda: of_tree(tree))
+    how = {"logdir": tmp_path / "logs", "name": "a", "seed": 1, "reuse": True}
+
+    def tuned():
+        return tuning.tune(tuning.CHARACTER_CONFIGS["unregularized"], pair.base, pair.pictures, **how)
+
+    first = tuned()
+    (tree / "ldm/evaluation/metrics.py").write_text("a = 2\n")
+    assert tuned() == first and len(toy_size) == 1
+    (tree / "ldm/regularization/weight.py").write_text("a = 2\n")
+    second = tuned()
+    assert second != first and len(toy_size) == 2
+    (tree / "ldm/regularization/losses.py").write_text("a = 1\n")
+    assert tuned() not in (first, second) and len(toy_size) == 3
+
+
 def test_the_command_of_a_run_is_the_one_that_users_give(pair, toy_size, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(tuning.subprocess, "run", lambda words, check: seen.append(words) or subprocess.CompletedProcess(words, 1))
