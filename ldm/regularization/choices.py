@@ -24,7 +24,9 @@ class Prompts:
         return self
 
     def encode(self, encoder: PromptEncoder) -> Tensor:
-        return encoder(self.texts)
+        """Each text is encoded once, however often it was drawn."""
+        texts = list(dict.fromkeys(self.texts))
+        return encoder(texts)[[texts.index(text) for text in self.texts]]
 
     def facts(self) -> List[Any]:
         """The texts; what a subclass keeps beside them tells its choices apart too."""

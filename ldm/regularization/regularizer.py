@@ -4,7 +4,7 @@ Joins the parts, and is the only file that knows more than one kind of them but 
 """
 import logging
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 
@@ -27,7 +27,8 @@ class LocalityRegularizer:
     """The term, made of ready parts (`regularization_config`).
 
     weight, conditioning, latents, teacher, loss: the parts. batch_size: probes a step, where the latents are not the training
-    batch's own. seed: of the bank, and with the rank added of the probes.
+    batch's own. seed: of the bank, and with the rank added of the probes. share_forward: in training the probes go through the network
+    together with the batch, in one pass, which costs less than two; the original's loss changes by rounding only.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class LocalityRegularizer:
         loss: Optional[Callable[..., torch.Tensor]] = None,
         batch_size: int = 1,
         seed: int = 23,
+        share_forward: bool = False,
     ):
         parts = {"weight": (ConstantWeight, weight), "conditioning": (Conditioning, conditioning), "latents": (Latents, latents), "teacher": (Teacher, teacher)}
         for name, (kind, given) in parts.items():
@@ -53,6 +55,9 @@ class LocalityRegularizer:
         self.loss = loss or NoiseMSE()
         self.batch_size = whole(batch_size, "regularization_config.params.batch_size")
         self.seed = whole(seed, "regularization_config.params.seed", least=0)
+        if not isinstance(share_forward, bool):
+            raise ValueError(f"regularization_config.params.share_forward is {share_forward!r}; expected true or false")
+        self.share_forward = share_forward
         self.acted = 0  # optimiser steps that carried the term
         self.floor: Optional[float] = None
         self.theta_hash: Optional[str] = None
@@ -119,13 +124,25 @@ class LocalityRegularizer:
         """Whether R is computed for this batch: in training in the weight's steps, in validation always."""
         return self.weight.due(step) if training else self.on
 
-    def __call__(self, model: Model, batch: TrainingBatch, step: int, training: bool = True) -> Term:
-        """The term at optimiser step `step` (from 0); with a graph to θ, without one to θ₀ or to the concept's vectors."""
+    def draw(self, model: Model, batch: TrainingBatch, training: bool = True) -> NoisyLatents:
+        """The next batch's probes."""
         chance = self.training_chance if training else self.validation_chance
         if not training and self._repeated is not None:
             chance.load_state_dict(self._repeated)
-        probes = self._draw(model, batch, chance)  # z_t (B, C, h, w), t (B,), B choices
-        f, f0 = model.denoise(probes), self.teacher(model, probes)  # (B, C, h, w) or (B, 2, C, h, w); each encodes with its own encoder
+        return self._draw(model, batch, chance)
+
+    def __call__(
+        self, model: Model, batch: TrainingBatch, step: int, training: bool = True, evaluated: Optional[Tuple[NoisyLatents, torch.Tensor]] = None
+    ) -> Term:
+        """The term at optimiser step `step` (from 0); with a graph to θ, without one to θ₀ or to the concept's vectors.
+
+        evaluated: this batch's probes (`draw`) and f at them, where the model has them already.
+        """
+        if evaluated is None:
+            probes = self.draw(model, batch, training)
+            evaluated = probes, model.denoise(probes)
+        probes, f = evaluated  # z_t (B, C, h, w), t (B,), B choices; f (B, C, h, w) or (B, 2, C, h, w)
+        f0 = self.teacher(model, probes)  # as f; each encodes with its own encoder
         measured = self.weight.watch(model, batch, step) if training else {}
         R, weight = self.loss(f, f0, probes, model), self.weight.at(step)
         if training:
@@ -152,7 +169,8 @@ class LocalityRegularizer:
         if not self.on:
             return "locality term: off (its weight is 0); the run is the unregularised one"
         parts = (self.weight, self.conditioning, self.latents, self.teacher, self.loss)
-        return "locality term: on; " + "; ".join(part.describe() for part in parts) + f"; {self.batch_size} probes a batch; seed {self.seed}"
+        shared = ", in one pass with it" if self.share_forward else ""
+        return "locality term: on; " + "; ".join(part.describe() for part in parts) + f"; {self.batch_size} probes a batch{shared}; seed {self.seed}"
 
     def state_dict(self) -> Dict[str, Any]:
         """What a resumed run needs: plain values and tensors, nothing of θ₀ but its hash."""

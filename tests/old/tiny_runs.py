@@ -30,7 +30,7 @@ def write_base(path):
 
 def term_config(
     cache_dir, *, weight=10.0, every=1, warmup_steps=0, conditioning="ClassPrompts", latents="PriorSamples", teacher="CachedTeacher", loss="NoiseMSE",
-    batch_size=2, seed=23,
+    batch_size=2, seed=23, **more,
 ):  # fmt: skip
     """A regularization_config; a part is a class name or (class name, params)."""
     defaults = {
@@ -53,6 +53,7 @@ def term_config(
             "latents_config": part("latents", latents),
             "teacher_config": part("teacher", teacher),
             "loss_config": part("losses", loss),
+            **more,
         },
     }
 

@@ -194,11 +194,12 @@ def test_choices_of_several_kinds_keep_the_order_of_their_slots():
     assert choice.facts() != choice.select([1, 0, 2, 3]).facts()
 
 
-def test_prompts_of_one_kind_meet_the_encoder_at_once():
+def test_prompts_of_one_kind_meet_the_encoder_at_once_and_each_of_them_once():
     calls = []
-    choice = choose(bound(ClassPrompts()).slots(5, generator()), generator())
-    choice.encode(lambda prompts: calls.append(len(prompts)) or lengths(prompts))
-    assert calls == [5] and len(choice.select([0, 0])) == 2
+    choice = choose(bound(ClassPrompts()).slots(50, generator()), generator())
+    c = choice.encode(lambda prompts: calls.append(list(prompts)) or lengths(prompts))
+    assert calls == [sorted(set(choice.texts), key=choice.texts.index)] and len(calls[0]) == 3
+    assert torch.equal(c, lengths(choice.texts)) and len(choice.select([0, 0])) == 2
 
 
 def test_descriptions_show_a_prompt():

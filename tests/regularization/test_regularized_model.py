@@ -294,6 +294,91 @@ def test_a_loss_of_guided_outputs_begins_at_nothing_and_holds_both_outputs(base,
     assert measured > 0
 
 
+# -- one pass for batch and probes -----------------------------------------------------------------------------------------------------
+
+
+def network_passes(model):
+    """The sizes of the batches that the network meets from now on."""
+    sizes, forward = [], model.model.forward
+    model.model.forward = lambda z_t, t, **conditions: sizes.append(len(t)) or forward(z_t, t, **conditions)
+    return sizes
+
+
+@pytest.mark.parametrize("term", [{"batch_size": 3}, {"batch_size": 3, "loss": ("GuidedMSE", {"guidance_scale": 3.0})}, COPY], ids=["bank", "guided", "copy"])
+def test_one_pass_for_batch_and_probes_gives_what_two_give(base, tmp_path, term):
+    probes = {3: 6 if "loss" in term else 3}.get(term.get("batch_size"), 2)
+    found = []
+    for shared in (False, True):
+        model = ready(regularized_model(base, tmp_path, **term, share_forward=shared))
+        torch.manual_seed(11)
+        move(model.model)
+        move(model.cond_stage_model)
+        sizes = network_passes(model)
+        loss, logs = step_of(model)
+        assert sizes == ([2 + probes] if shared else [2, probes]), "the frozen copy's own passes are not the network's"
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append(({name: float(value.detach()) for name, value in logs.items() if isinstance(value, torch.Tensor)}, gradient))
+    (logs_of_two, of_two), (logs_of_one, of_one) = found
+    assert logs_of_two["train/loss_locality"] > 1e-3 and logs_of_one == pytest.approx(logs_of_two, rel=1e-5)
+    assert (of_one - of_two).norm() < 1e-5 * of_two.norm()
+
+
+def test_in_validation_the_probes_have_a_pass_of_their_own(base, tmp_path):
+    model = ready(regularized_model(base, tmp_path, share_forward=True)).eval()
+    sizes = network_passes(model)
+    with torch.no_grad():
+        assert "val/loss_locality" in step_of(model)[1]
+    assert sizes == [2, 2]
+
+
+def test_one_pass_takes_a_hybrid_networks_conditions_together(base, tmp_path):
+    params = {"conditioning_key": "hybrid", "unet_config": with_params(UNET, in_channels=5), "personalization_config": None, "cond_stage_trainable": True}
+    z, t, mask = torch.randn(2, 4, 8, 8), torch.tensor([3, 9]), torch.rand(2, 1, 8, 8)
+    found = []
+    for shared in (False, True):
+        torch.manual_seed(5)
+        model = regularized_model(None, tmp_path, params, conditioning=("ClassPrompts", {"prompts": ["a cat"]}), **COPY, share_forward=shared)
+        model._base = base
+        ready(model)
+        torch.manual_seed(6)
+        move(model.model)
+        sizes = network_passes(model)
+        cond = {"c_crossattn": [model.get_learned_conditioning(["a photo"] * 2)], "c_concat": [mask]}
+        found.append(float(model.p_losses(z, cond, t)[1]["train/loss_locality"]))
+        assert sizes == ([4] if shared else [2, 2])
+    assert found[1] == pytest.approx(found[0], rel=1e-5) and found[0] > 1e-3
+
+
+def test_an_override_of_apply_model_holds_for_the_shared_pass_too(base, tmp_path):
+    class Scaled(RegularizedLatentDiffusion):
+        calls = 0
+
+        def apply_model(self, *args, **kwargs):
+            type(self).calls += 1
+            return 3.0 * super().apply_model(*args, **kwargs)
+
+    model = ready(Scaled(**copy.deepcopy(PARAMS), ckpt_path=base, regularization_config=term_config(tmp_path, **COPY, share_forward=True)))
+    before = Scaled.calls
+    step_of(model)
+    assert Scaled.calls == before + 2
+
+
+def test_conditions_that_cannot_go_together_are_refused_and_nothing_is_left_waiting(base, tmp_path):
+    model = ready(regularized_model(base, tmp_path, share_forward=True))
+    z, t, c = torch.randn(2, 4, 8, 8), torch.tensor([3, 9]), model.encode_prompts(["a *"] * 2)
+    with pytest.raises(ValueError, match=r"c_crossattn.*share_forward: false"):
+        model.p_losses(z, torch.cat([c, c], dim=1), t)
+    assert model.apply_model(z, t, c).shape == z.shape
+    assert "train/loss_locality" in model.p_losses(z, [c], t)[1]
+
+
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_share_forward_is_true_or_false(base, tmp_path, value):
+    with pytest.raises(ValueError, match="share_forward is .*expected true or false"):
+        regularized_model(base, tmp_path, share_forward=value)
+
+
 # -- phases, parameterisations, and what is freed --------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ def write_base(path: Path) -> str:
 
 def term_config(
     cache_dir: Path, *, weight: float = 10.0, every: int = 1, warmup_steps: int = 0, conditioning: Any = "ClassPrompts", latents: Any = "PriorSamples",
-    teacher: Any = "CachedTeacher", loss: Any = "NoiseMSE", batch_size: int = 2, seed: int = 23,
+    teacher: Any = "CachedTeacher", loss: Any = "NoiseMSE", batch_size: int = 2, seed: int = 23, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A regularization_config; a part is a class name or (class name, params)."""
     defaults = {
@@ -57,6 +57,7 @@ def term_config(
             "latents_config": part("latents", latents),
             "teacher_config": part("teacher", teacher),
             "loss_config": part("losses", loss),
+            **more,
         },
     }
 

@@ -57,6 +57,7 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         self._networks = {"unet_config": plain(kwargs.get("unet_config")), "cond_stage_config": plain(cond_stage_config)}
         self._captions: Optional[List[str]] = None
         self._waits_for_word = False
+        self._waiting: Optional[Tuple[Any, Callable[[Tensor], None]]] = None  # probes on their way through the network, and who gets the output
 
     # -- a run starts ----------------------------------------------------------------------------------------------------------------
 
@@ -163,17 +164,45 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         if not self._held():
             return super().p_losses(x_start, cond, t, noise=noise)
         noise = torch.randn_like(x_start) if noise is None else noise  # the draw that the original would make next
-        loss, logs = super().p_losses(x_start, cond, t, noise=noise)
-        split = "train" if self.training else "val"
-        logs[f"{split}/loss_original"] = loss.detach()
-        if self.regularizer.due(self.global_step, self.training):
+        split, evaluated = "train" if self.training else "val", None
+        due = self.regularizer.due(self.global_step, self.training)
+        if due:
             captions = self._captions if self._captions and len(self._captions) == len(t) else None
             batch = TrainingBatch(self.q_sample(x_start, t, noise), t, captions, cond.get("c_concat") if isinstance(cond, Mapping) else None)
-            term = self.regularizer(self, batch, self.global_step, self.training)
+        if due and self.training and self.regularizer.share_forward:
+            probes = self.regularizer.draw(self, batch)
+            with self._taking_along(probes) as outputs:
+                loss, logs = super().p_losses(x_start, cond, t, noise=noise)
+            evaluated = probes, outputs[0]
+        else:
+            loss, logs = super().p_losses(x_start, cond, t, noise=noise)
+        logs[f"{split}/loss_original"] = loss.detach()
+        if due:
+            term = self.regularizer(self, batch, self.global_step, self.training, evaluated)
             loss = loss + term.loss
             logs.update({f"{split}/{name}": value for name, value in term.logs.items()})
         logs[f"{split}/loss"] = loss.detach()
         return loss, logs
+
+    @contextmanager
+    def _taking_along(self, probes: NoisyLatents) -> Iterator[List[Tensor]]:
+        """Inside, the next pass of the network takes the probes along; the list gets its output at them."""
+        outputs: List[Tensor] = []
+        self._waiting = self._inputs(probes), lambda answer: outputs.append(self._outputs(answer, probes))
+        try:
+            yield outputs
+        finally:
+            self._waiting = None
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any, *args: Any, **kwargs: Any) -> Any:
+        """LatentDiffusion's; probes that wait for a pass go along, behind the batch."""
+        if self._waiting is None:
+            return super().apply_model(x_noisy, t, cond, *args, **kwargs)
+        (z_t, t_probes, of_probes), answered = self._waiting
+        self._waiting = None
+        answer = super().apply_model(torch.cat([x_noisy, z_t]), torch.cat([t, t_probes]), conditions_joined(cond, of_probes), *args, **kwargs)
+        answered(answer[len(t) :])
+        return answer[: len(t)]
 
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Lightning's; but that repeats a step's value until the next one comes, so the term's go to the loggers in their own steps only."""
@@ -218,15 +247,19 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         Where the probes ask for the unconditional output too, both come from one pass: (B, 2, C, h, w).
         """
         with replaced(self, theta or {}):
-            c = probes.choice.encode(self.encode_prompts).to(probes.z_t.device)  # (B, L, d)
-            if not probes.unconditional:
-                return self._output(probes.z_t, probes.t, c, probes.c_concat)
-            both = torch.cat([c, self.encode_prompts([""]).to(c).expand_as(c)])
-            twice = None if probes.c_concat is None else [torch.cat([part] * 2) for part in probes.c_concat]
-            return torch.stack(self._output(torch.cat([probes.z_t] * 2), torch.cat([probes.t] * 2), both, twice).chunk(2), dim=1)
+            return self._outputs(self.apply_model(*self._inputs(probes)), probes)
 
-    def _output(self, z_t: Tensor, t: Tensor, c: Tensor, c_concat: Optional[List[Tensor]]) -> Tensor:
-        return self.apply_model(z_t, t, c if c_concat is None else {"c_crossattn": [c], "c_concat": c_concat})
+    def _inputs(self, probes: NoisyLatents) -> Tuple[Tensor, Tensor, Any]:
+        """What `apply_model` takes."""
+        z_t, t, c = probes.z_t, probes.t, probes.choice.encode(self.encode_prompts).to(probes.z_t.device)  # c: (B, L, d)
+        concat = probes.c_concat
+        if probes.unconditional:
+            z_t, t, c = torch.cat([z_t] * 2), torch.cat([t] * 2), torch.cat([c, self.encode_prompts([""]).to(c).expand_as(c)])
+            concat = None if concat is None else [torch.cat([part] * 2) for part in concat]
+        return z_t, t, c if concat is None else {"c_crossattn": [c], "c_concat": concat}
+
+    def _outputs(self, answer: Tensor, probes: NoisyLatents) -> Tensor:
+        return torch.stack(answer.chunk(2), dim=1) if probes.unconditional else answer
 
     def encode_prompts(self, prompts: Sequence[str], edit_tokens: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
         """τ(p) (B, L, d) by the encoder in place. The concept's vectors are detached, and its manager does not notice."""
@@ -350,6 +383,22 @@ def words_of(personalization_config: Any) -> Words:
     params = (personalization_config or {}).get("params") or {}
     initial = params.get("initializer_words") or [None]
     return Words(tuple(params.get("placeholder_strings") or ("*",)), initial[0], tuple(imagenet_templates_small))
+
+
+def conditions_joined(cond: Any, of_probes: Any) -> Any:
+    """The condition of a batch with that of the probes behind it. Raises ValueError for unlike shapes.
+
+    Both are as `apply_model` takes them: (B, L, d), a list of such, or a dict of lists.
+    """
+    own, behind = (part if isinstance(part, Mapping) else {"c_crossattn": part if isinstance(part, (list, tuple)) else [part]} for part in (cond, of_probes))
+    shapes = [{key: [tuple(part.shape[1:]) for part in parts] for key, parts in condition.items()} for condition in (own, behind)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"the batch's condition has the shapes {shapes[0]} and that of the locality term's probes {shapes[1]}: they cannot go through the network "
+            "together. Set share_forward: false in regularization_config.params."
+        )
+    joined = {key: [torch.cat(pair) for pair in zip(parts, behind[key])] for key, parts in own.items()}
+    return joined["c_crossattn"][0] if isinstance(cond, Tensor) else joined
 
 
 def trainer_part(module: nn.Module, *names: str) -> Any:
