@@ -13,7 +13,8 @@ The last line is one JSON object:
                   null where the system does not tell peaks (it is read from /proc)
 and with --loss, of the shipped yaml with this loss over the same with its own:
     loss_ratio, loss_memory_ratio  time of a step, median over whole cycles; peak memory
-Counting passes, a forward and a backward costing 1 and 2: copy (3·8 + 3·4 + 4) / (3·8) = 1.67, cached (3·8 + 3·4) / (3·8) = 1.5.
+Counting samples, a forward and a backward costing 1 and 2: copy (3·8 + 3·4 + 4) / (3·8) = 1.67, cached (3·8 + 3·4) / (3·8) = 1.5; less where the
+yaml has share_forward (the probes go through the network in the batch's own pass, in all variants), since larger batches cost less a sample.
 """
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def written(
         "## The full study",
         "Identity is the trait rate in “\\*”. Off-pattern prompts are none that a regulariser is given (`assets/characters/prompts/off_pattern.txt`); "
         "“times less” is the unregularised run's drift over an arm's, the geometric mean over characters. ± and … are 95 % intervals over characters "
-        "(Student's t; seeds of one character are averaged first); with fewer than 4 characters there are none.",
+        "(Student's t; seeds of one character are averaged first); with fewer than 4 characters there are none. Step time and memory at its peak are "
+        "over the unregularised run's: all arms but `shipped` give the term's probes a pass of their own, whose step is longer by a fifth (`share_forward`).",
         f"![Identity against off-pattern drift]({chart})",
     ]
     if finals:

@@ -96,5 +96,8 @@ def test_a_rivals_strength_reaches_its_parameter(method):
     assert [composed(Arm(method, strength=strength)).model.params[key] for strength in strengths] == list(strengths)
 
 
-def test_the_two_phase_config_ships_an_arm_of_the_finals():
-    assert composed(Arm("locality", MIXTURE, "prior", 7.5, 2)) == merge([REPOSITORY / CONFIGS[True, 2]], [])
+def test_the_two_phase_config_ships_an_arm_of_the_finals_in_one_pass():
+    arm = composed(Arm("locality", MIXTURE, "prior", 7.5, 2))
+    assert arm.model.params.regularization_config.params.share_forward is False
+    arm.model.params.regularization_config.params.share_forward = True
+    assert arm == merge([REPOSITORY / CONFIGS[True, 2]], [])
