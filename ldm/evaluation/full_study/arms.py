@@ -51,7 +51,8 @@ TEACHERS: dict[str, dict[str, Any]] = {
 LAZY = (2, 5)  # k: the shipped term in every k-th step
 PROBES, SEED = 8, 23  # of the term, in each step; only what ships takes them along in the batch's own pass
 WEIGHTS = (1.5, 7.5, 37.5)  # λ, from below the shipped one on: with less still, the empty prompt holds hardly anything
-FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long, and of the shipped term
+FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long, and of the shipped term beside its own
+SHIPPED_WEIGHT = 2.5
 _RIVALS = "ldm.rivals."
 # method → (what the training command is told beside the plain config, strengths from hardly any effect to too much)
 RIVALS: dict[str, tuple[Sequence[str], Sequence[float]]] = {
@@ -148,6 +149,7 @@ def screen_arms(weights: Sequence[float] = WEIGHTS) -> list[Arm]:
     known = [FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE]
     known += [Arm("locality", conditioning, latents, weight) for conditioning in CONDITIONINGS for latents in LATENTS for weight in weights]
     known += [Arm("locality", SHIPPED, "prior", weight, every=k) for k in (1, *LAZY) for weight in FEWER_WEIGHTS]
+    known += [Arm("locality", SHIPPED, "prior", SHIPPED_WEIGHT)]
     return known + rival_arms()
 
 

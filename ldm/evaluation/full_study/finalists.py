@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, WITHOUT_RUN, Arm
 from ldm.evaluation.full_study.statistics import Row, Standing, in_order, standings
 
 RIVAL_FINALISTS = 3
@@ -30,17 +30,18 @@ def best_rivals(found: Iterable[Standing]) -> list[Arm]:
 
 
 def two_phase_arms(rows: Iterable[Row]) -> list[Arm]:
-    """The best of ours that learn word and network at once, to be tried round a fixed word too."""
+    """The best of ours and of the rivals that learn word and network at once, to be tried round a fixed word too."""
     at_once = [one for one in standings(rows).values() if one.arm.phases == 1]
-    return [replace(arm, phases=2) for arm in best_of_ours(at_once)]
+    rivals = best_rivals(one for one in at_once if one.arm.method not in WITHOUT_RUN)
+    return [replace(arm, phases=2) for arm in (*best_of_ours(at_once), *rivals)]
 
 
 def finals_arms(rows: Sequence[Row]) -> list[Arm]:
     """What the finals measure, by the rows of the screen: frozen and unregularised, at most six of ours, three rivals.
 
-    Where one of ours has two phases, so has a second unregularised run.
+    Where one of them has two phases, so has a second unregularised run.
     """
     found = list(standings(rows).values())
-    ours = best_of_ours(found)
-    plain = [UNREGULARIZED, *([UNREGULARIZED_TWO_PHASE] if any(arm.phases == 2 for arm in ours) else [])]
-    return [FROZEN, *plain, *ours, *best_rivals(found)]
+    chosen = [*best_of_ours(found), *best_rivals(found)]
+    plain = [UNREGULARIZED, *([UNREGULARIZED_TWO_PHASE] if any(arm.phases == 2 for arm in chosen) else [])]
+    return [FROZEN, *plain, *chosen]

@@ -19,6 +19,12 @@ BEGIN, END = "<!-- written by scripts/full_results_page.py: begin -->", "<!-- wr
 
 ATTRIBUTES = "Attributes: the widest difference of any attribute's frequency in “a character” from the frozen model's, all samples together."
 
+NATS = (
+    "Drift in nats by prompt: the KL divergence of the two models' whole sampling chains, all steps of ancestral sampling without guidance, down to the state "
+    "at t = 0; guided or shorter sampling is another chain. Of the character and seed with the largest bound: estimate ± standard error over trajectories, and "
+    "the bound that it keeps with 95 % confidence."
+)
+
 
 def write_full_page(rows: Path, page: Path, chart: Path) -> None:
     """Replaces what stands between the markers of `page`, and the picture.
@@ -47,16 +53,18 @@ def written(
     in_screen = standings(screen)
     parts = [
         "## The full study",
-        "Identity is the trait rate in “\\*”. Off-pattern prompts are none that a regulariser is given (`assets/characters/prompts/off_pattern.txt`); "
+        "Identity is the trait rate in “\\*”; an arm keeps it where its mean is at least 0.95 of the unregularised run's. Off-pattern prompts are none that a "
+        "regulariser is given (`assets/characters/prompts/off_pattern.txt`), but for the bare class word, which `shipped` is given too; "
         "“times less” is the unregularised run's drift over an arm's, the geometric mean over characters. ± and … are 95 % intervals over characters "
         "(Student's t; seeds of one character are averaged first); with fewer than 4 characters there are none. Step time and memory at its peak are "
-        "over the unregularised run's: all arms but `shipped` give the term's probes a pass of their own, whose step is longer by a fifth (`share_forward`).",
+        "over the unregularised run's, of two-phase arms those of the second; all arms but `shipped` give the term's probes a pass of their own, whose step "
+        "is longer by a fifth (`share_forward`).",
         f"![Identity against off-pattern drift]({chart})",
     ]
     if finals:
         parts += [f"### Finals: {_of(finals)}", _how(finals, summary), _so_far(finals, finals_arms(screen)), table(finals), ATTRIBUTES]
         parts += ["### In plain words", "\n".join(sentences(finals, in_screen))]
-        parts += ["Drift in nats (at most, with 95 % confidence: the largest over characters and seeds), by prompt:", nats_table(finals)]
+        parts += [NATS, nats_table(finals)]
     else:
         parts.append("The finals are not there yet.")
     parts += [f"### Screen: {_of(screen)}", _how(screen, summary), _so_far(screen, planned), screen_table(in_screen)]
@@ -102,13 +110,14 @@ def screen_table(found: Mapping[Arm, Standing]) -> str:
 
 
 def nats_table(rows: Sequence[Row]) -> str:
-    """An arm a line: the largest bound that a character and seed had, for each prompt."""
+    """An arm a line: for each prompt the estimate and bound of the character and seed with the largest bound."""
     arms = {arm: mine for arm, mine in by_arm(rows).items() if arm != FROZEN}
     prompts = list(next(iter(arms.values()))[0]["nats"] or {})
     lines = [f"| arm | {' | '.join(f'“{prompt}”' for prompt in prompts)} |", "| --- |" + " --- |" * len(prompts)]
     for arm, mine in arms.items():
-        bounds = [max(row["nats"][prompt]["upper_bound"] for row in mine) for prompt in prompts]
-        lines.append(f"| {arm.name} | {' | '.join(f'{bound:.3g}' for bound in bounds)} |")
+        largest = [max((row["nats"][prompt] for row in mine), key=lambda nats: nats["upper_bound"]) for prompt in prompts]
+        said = (f"{one['mean']:.3g} ± {one['standard_error']:.2g}, ≤ {one['upper_bound']:.3g}" for one in largest)
+        lines.append(f"| {arm.name} | {' | '.join(said)} |")
     return "\n".join(lines) if prompts else ""
 
 

@@ -19,7 +19,7 @@ EFFECTS = {
     "prior_preservation": Effect("the class's own pictures keep the class as it was (DreamBooth, arXiv 2208.12242)", True),
     "base_weights": Effect("weights held near the base's forget less and learn less (Preserve & Personalize)", True),
     "output_preservation": Effect("the class caption keeps its outputs on the training pictures (differential output preservation)", True),
-    "kv_only": Effect("keys and values alone carry the concept, and the more they move the more else does (Custom Diffusion, arXiv 2212.04488)", False),
+    "kv_only": Effect("keys and values alone carry the concept, and what else moves with them is little (Custom Diffusion, arXiv 2212.04488)", False),
     "early_stopping": Effect("every further step learns and forgets", False),
     "interpolation": Effect("the way from the base to the tuned weights trades one for the other (WiSE-FT, arXiv 2109.01903)", False),
 }
@@ -30,7 +30,7 @@ def rivals_over_strengths(rows: Sequence[Row]) -> str:
     of_arm = by_arm(rows)
     lines = {method: sorted((arm for arm in of_arm if arm.method == method), key=lambda arm: arm.strength) for method in EFFECTS}
     lines = {method: line for method, line in lines.items() if len(line) > 1}
-    said = [f"- `{method}`: {EFFECTS[method].said}. {_verdict(of_arm, line, EFFECTS[method])}" for method, line in lines.items()]
+    said = [f"- `{method}`: {EFFECTS[method].said}. {_verdict(of_arm, line, EFFECTS[method])} {_most_identity(of_arm, line)}" for method, line in lines.items()]
     table = ["| rival | strength | identity | leak off-pattern | drift in-pattern, times less | drift off-pattern, times less |", "| --- |" + " --- |" * 5]
     table += [_at(of_arm, arm) for line in lines.values() for arm in line]
     return "\n".join([*said, "", *table]) if lines else ""
@@ -44,6 +44,14 @@ def _verdict(of_arm: dict[Arm, list[Row]], line: Sequence[Arm], effect: Effect) 
     if sum(steps) > 0:
         return f"So here from end to end, but not at every step: drift on the class's prompts {'falls' if effect.less_drift else 'rises'}."
     return f"Not so here: drift on the class's prompts does not {'fall' if effect.less_drift else 'rise'} with the strength."
+
+
+def _most_identity(of_arm: dict[Arm, list[Row]], line: Sequence[Arm]) -> str:
+    identity = {arm: over_characters(of_arm[arm], "trait_rate_concept").mean for arm in line}
+    arm = max(line, key=identity.__getitem__)
+    less = 10 ** drift_decades(of_arm[arm], of_arm[UNREGULARIZED]).mean
+    drift = f"{less:.3g} times less" if less >= 1 else f"{1 / less:.3g} times more"
+    return f"Its most identity, {identity[arm]:.2f}, is at strength {arm.strength:g}, with {drift} off-pattern drift than the unregularised run's."
 
 
 def _at(of_arm: dict[Arm, list[Row]], arm: Arm) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ldm.evaluation.full_study.arms import IDEAS, MIXTURE, UNREGULARIZED, Arm
+from ldm.evaluation.full_study.arms import IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
 from ldm.evaluation.full_study.chart import lines_of
 from ldm.evaluation.full_study.finalists import best_of_ours
 from ldm.evaluation.full_study.statistics import (
@@ -46,7 +46,7 @@ class Finals:
 def sentences(rows: Sequence[Row], in_screen: Mapping[Arm, Standing]) -> list[str]:
     """List items in Markdown."""
     finals = Finals(by_arm(rows), standings(rows))
-    said = [_of_idea(finals, idea) for idea in IDEAS]
+    said = [_of_idea(finals, idea, in_screen) for idea in IDEAS]
     said += [_beside_mixture(finals, idea, in_screen) for idea in TO_SURPASS]
     said += [*_at_identity(finals), *_volumes(finals, in_screen), *_edits(finals)]
     return [f"- {sentence}" for sentence in said]
@@ -83,7 +83,7 @@ def factor(decades: Estimate) -> str:
     return f"{10**decades.mean:.3g} times ({10 ** (decades.mean - decades.margin):.3g} to {10 ** (decades.mean + decades.margin):.3g})"
 
 
-def _of_idea(finals: Finals, idea: str) -> str:
+def _of_idea(finals: Finals, idea: str, in_screen: Mapping[Arm, Standing]) -> str:
     arm, name = finals.of_conditioning(idea), IDEA_NAMES[idea]
     if arm is None:
         return f"{_capital(name)}: not in the finals."
@@ -96,10 +96,28 @@ def _of_idea(finals: Finals, idea: str) -> str:
     elif not where:
         verdict = "does not pay: its drift is not less than the unregularised run's"
     elif not standing.keeps_identity:
-        verdict = f"does not pay: it costs identity, less than {KEEPS_IDENTITY:g} of the unregularised run's is left"
+        verdict = f"does not pay at this weight: it costs identity, less than {KEEPS_IDENTITY:g} of the unregularised run's is left"
     else:
         verdict = f"pays {' and '.join(where)}" + ("" if len(where) == 2 else ", and not " + ("off-pattern" if where == ["in-pattern"] else "in-pattern"))
-    return f"{_capital(name)} (`{arm.name}`) {verdict}; {numbers}."
+    others = "" if standing.keeps_identity else _others_of(arm, in_screen)
+    return f"{_capital(name)} (`{arm.name}`) {verdict}; {numbers}.{_beside_its_twin(finals, arm)}{others}"
+
+
+def _beside_its_twin(finals: Finals, arm: Arm) -> str:
+    """Of an arm of two phases: beside the unregularised run of two phases, for those alone lower the drift."""
+    if arm.phases == 1 or UNREGULARIZED_TWO_PHASE not in finals.rows:
+        return ""
+    return f" Beside the unregularised run of two phases: {factor(finals.less(arm, than=UNREGULARIZED_TWO_PHASE))} less off-pattern."
+
+
+def _others_of(arm: Arm, in_screen: Mapping[Arm, Standing]) -> str:
+    """Which of the conditioning's other arms kept the identity in the screen."""
+    alike = [one for one in in_order(in_screen.values()) if one.arm.ours and one.arm.conditioning == arm.conditioning]
+    others = [one for one in alike if one.keeps_identity and one.arm != arm]
+    if not others:
+        return ""
+    each = (f"`{one.arm.name}` {10**one.decades.mean:.3g} times less at identity {one.identity.mean:.2f}" for one in others[:2])
+    return f" Other arms of it that keep the identity in the screen: {', '.join(each)}."
 
 
 def _beside_mixture(finals: Finals, idea: str, in_screen: Mapping[Arm, Standing]) -> str:
@@ -143,7 +161,7 @@ def _at_identity(finals: Finals) -> list[str]:
             said.append(f"At ≥ {KEEPS_IDENTITY:g} of the unregularised run's identity there is none {whose}.")
         else:
             said.append(f"At ≥ {KEEPS_IDENTITY:g} of the unregularised run's identity the least off-pattern drift {whose} has `{best.arm.name}`: "
-                        f"{factor(finals.less(best.arm))} less than unregularised.")  # fmt: skip
+                        f"{factor(finals.less(best.arm))} less than unregularised.{_beside_its_twin(finals, best.arm)}")  # fmt: skip
     if rival is None and of_rivals:
         rival = max(of_rivals, key=lambda one: one.decades.mean)
         said.append(f"Whatever the identity, the least off-pattern drift of the rivals has `{rival.arm.name}`: {factor(finals.less(rival.arm))} less than "

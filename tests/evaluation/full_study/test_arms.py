@@ -15,6 +15,7 @@ from ldm.evaluation.full_study.arms import (
     MIXTURE,
     NEAR_CONCEPT,
     RIVALS,
+    SHIPPED_WEIGHT,
     WEIGHTS,
     Arm,
     arm_of,
@@ -94,6 +95,11 @@ def test_a_rivals_strength_reaches_its_parameter(method):
     strengths = RIVALS[method][1]
     key = {"prior_preservation": "prior_weight", "base_weights": "base_weight", "output_preservation": "output_weight", "kv_only": "model_lr"}[method]
     assert [composed(Arm(method, strength=strength)).model.params[key] for strength in strengths] == list(strengths)
+
+
+def test_the_shipped_term_is_looked_at_with_the_weight_that_ships():
+    arm = Arm("locality", "shipped", "prior", SHIPPED_WEIGHT)
+    assert arm in ARMS and composed(arm) == merge([REPOSITORY / CONFIGS[True, 1]], [])
 
 
 def test_the_two_phase_config_ships_an_arm_of_the_finals_in_one_pass():

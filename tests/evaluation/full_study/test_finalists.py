@@ -1,6 +1,8 @@
 """The rule by which arms come to the finals."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm
@@ -50,6 +52,18 @@ def test_the_second_phase_is_tried_by_the_best_that_learn_at_once():
     assert two_phase_arms(rows) == wanted
     again = made_rows([*IDEAS_AND_MIXTURE, (ours("class", 7.5), 1.0, 1.2), *((arm, 1.0, 5.0) for arm in wanted)])
     assert two_phase_arms(again) == wanted  # their own rows choose no others: a resumed study goes the same way
+
+
+def test_so_is_it_by_the_best_rivals_that_have_a_run_of_their_own_and_may_reach_the_finals():
+    rivals = [(rival("base_weights", 0.1), 1.0, 0.3), (rival("base_weights", 1.0), 0.5, 0.9), (rival("prior_preservation"), 1.0, 0.8)]
+    made_of_a_run = [(rival("interpolation", 0.5), 1.0, 0.9), (rival("early_stopping", 0.5), 1.0, 0.2)]
+    rows = [*IDEAS_AND_MIXTURE, *rivals, *made_of_a_run, (rival("kv_only"), 0.2, 1.0)]
+    found = two_phase_arms(made_rows(rows))[6:]
+    wanted = [replace(rival(method, strength), phases=2) for method, strength in (("prior_preservation", 1.0), ("base_weights", 0.1), ("kv_only", 1.0))]
+    assert found == wanted
+    chosen = finals_arms(made_rows([*rows, (wanted[0], 1.0, 1.1), (wanted[1], 1.0, 0.1), (UNREGULARIZED_TWO_PHASE, 1.0, 0.1)]))
+    assert chosen[:3] == [FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE]
+    assert chosen[9:] == [wanted[0], rival("interpolation", 0.5), rival("base_weights", 0.1)]
 
 
 def test_without_the_unregularised_run_nothing_is_chosen():

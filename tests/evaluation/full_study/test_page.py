@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, Arm, arm_of, rival_arms
+from ldm.evaluation.full_study.arms import FROZEN, IDEAS, MIXTURE, UNREGULARIZED, UNREGULARIZED_TWO_PHASE, Arm, arm_of, rival_arms
 from ldm.evaluation.full_study.chart import shown_lines
 from ldm.evaluation.full_study.finalists import finals_arms
 from ldm.evaluation.full_study.page import BEGIN, END, table, write_full_page, written
@@ -59,7 +59,21 @@ def test_an_idea_pays_where_its_drift_is_less_and_only_with_the_identity_kept():
     assert "does not pay: its drift is not less" in line_with(said, "Idea 1", "identity")
     assert "pays in-pattern and off-pattern; drift is 10 times (10 to 10) less in-pattern" in line_with(said, "Idea 2", "identity")
     assert "pays in-pattern, and not off-pattern" in line_with(said_of({**EVEN, "class": 0.4}, noise=0.9), "Idea 2", "identity")
-    assert "does not pay: it costs identity" in line_with(said_of(EVEN, identity=0.9), "Idea 2", "identity 0.900")
+    assert "does not pay at this weight: it costs identity" in line_with(said_of(EVEN, identity=0.9), "Idea 2", "identity 0.900")
+
+
+def test_of_an_idea_that_costs_identity_the_arms_that_did_not_in_the_screen_are_named():
+    assert "`locality/class/prior/7.5` 10 times less at identity 0.99." in line_with(said_of(EVEN, identity=0.9), "Idea 2", "identity 0.900")
+    assert "Other arms" not in said_of(EVEN)
+
+
+def test_an_arm_of_two_phases_is_held_beside_the_unregularised_run_of_two_phases_too():
+    arm = replace(ours("class"), phases=2)
+    rows = made_rows([(arm, 1.0, 1.5), (UNREGULARIZED_TWO_PHASE, 1.0, 0.5), (KV, 1.0, 0.3)], stage="finals")
+    said = "\n".join(sentences(rows, standings(SCREEN)))
+    for line in (line_with(said, "Idea 2", "pays"), line_with(said, "least off-pattern drift of ours")):
+        assert "31.6 times (31.6 to 31.6) less" in line and "two phases: 10 times (10 to 10) less off-pattern." in line
+    assert "two phases" not in line_with(said, "drift of the rivals")
 
 
 def test_with_two_characters_nothing_is_called_certain():
@@ -136,7 +150,7 @@ def test_the_page_gets_table_picture_and_sentences_between_its_markers(tmp_path)
     (line,) = [line for line in text.splitlines() if line.startswith("| locality/hypersphere/prior/1.5 |")][:1]
     assert line.split(" | ")[1:6] == ["copy", "0.980 ± 0.000", "0.200 ± 0.000", "0.300 ± 0.000", "10 (10 … 10)"]
     assert line.endswith("| 0.000 | × 2.00 | × 1.10 |")
-    assert "| locality/class/prior/1.5 | 1.2 |" in text  # nats
+    assert "| locality/class/prior/1.5 | 1 ± 0.1, ≤ 1.2 |" in text  # nats
     with Image.open(chart) as picture:
         assert picture.format == "PNG" and min(picture.size) > 500
     before = page.read_bytes(), chart.read_bytes()
@@ -218,7 +232,9 @@ def test_a_rivals_course_is_held_against_its_paper(decades, said):
     assert said in line_with(text, "`base_weights`") and f"| base_weights | 0.01 | 0.90 | 0.30 | {10 ** decades[-1]:.3g} |" in text
     stopped = [(Arm("early_stopping", strength=share), 0.9, less) for share, less in ((0.1, 1.0), (0.5, 0.5), (0.9, 0.1))]
     rising = rivals_over_strengths(made_rows(stopped))
-    assert "rises at every step" in rising
+    assert "rises at every step" in rising and "most identity, 0.90, is at strength 0.1, with 10 times less" in rising
+    forgetful = rivals_over_strengths(made_rows([(Arm("kv_only", strength=1e-4), 0.3, 1.0), (Arm("kv_only", strength=1e-3), 0.9, -0.3)]))
+    assert "most identity, 0.90, is at strength 0.001, with 2 times more off-pattern drift" in forgetful
 
 
 def test_every_rival_has_an_effect_to_be_held_against():
