@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from ldm.data.character_world import THINGS
 from ldm.evaluation.prompts import read_prompts
 from ldm.models.diffusion.regularized import build_regularizer
+from ldm.prompts import imagenet_templates_small
 from ldm.regularization import (
     AdapterOff,
     CachedTeacher,
@@ -79,6 +80,17 @@ def test_a_characters_prompts_are_the_captions_bare_and_dressed_and_none_that_is
     held_out = [prompt.text for prompt in read_prompts(REPOSITORY / "assets" / "characters" / "prompts" / "heldout.txt")]
     shapes = {re.sub("|".join(THINGS), "{}", text) for text in held_out}
     assert not shapes & {prompt.replace("character", "{}") for prompt in known}
+
+
+def test_what_measures_a_drift_budget_is_apart_from_the_term_and_from_what_judges_it():
+    prompts = REPOSITORY / "assets" / "characters" / "prompts"
+    meter, judge = ({prompt.text for prompt in read_prompts(prompts / f"budget_{name}.txt")} for name in ("meter", "heldout"))
+    config = OmegaConf.load(REPOSITORY / "configs" / "characters" / "finetune_unfrozen_reg.yaml")
+    conditioning = build_regularizer(config.model.params.regularization_config).conditioning
+    conditioning.bind(Words(("*",), "character", tuple(imagenet_templates_small)))
+    known = set(conditioning.known_prompts())
+    assert len(known) > 27 + 13 and len(meter) > 5 and len(judge) > 5
+    assert not known & meter and not known & judge and not meter & judge
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

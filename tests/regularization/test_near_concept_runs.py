@@ -22,8 +22,10 @@ KINDS = {
     "towards, of the middle": ("Hypersphere", {**AROUND_THE_MIDDLE, **LIST}),
     "span": ("Hypersphere", {"directions": "span", **LIST}),
     "span, of the middle": ("Hypersphere", {"directions": "span", **AROUND_THE_MIDDLE, **LIST}),
+    "isotropic": ("Hypersphere", {"directions": "isotropic"}),
     "isotropic, of the middle": ("Hypersphere", {"directions": "isotropic", **AROUND_THE_MIDDLE}),
     "morphing": ("PTIMorphing", LIST),
+    "morphing by a length": ("PTIMorphing", {"alpha": 1.5, **LIST}),
     "mixture": ("Mixture", {"parts": [{"target": "ldm.regularization.conditioning." + name} for name in ("ClassPrompts", "EncodingInterpolation")]}),
 }
 FIXED_WORD = {"train_embeddings": False}

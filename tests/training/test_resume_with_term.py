@@ -35,7 +35,8 @@ LATENTS = {
 # The word is learnt beside the network: a stored output cannot be for a point near it.
 NEAR = {"target": "ldm.regularization.conditioning.EncodingInterpolation", "params": {"alpha": [0.2, 0.8]}}
 BOTH = ("Mixture", {"parts": [{"target": "ldm.regularization.conditioning.ClassPrompts"}, NEAR]})
-ADAPTERS = {"target": "ldm.models.adapters.LowRankAdapters", "params": {"rank": 2, "dropout": 0.1}}
+ADAPTERS = {"target": "ldm.models.adapters.LowRankAdapters", "params": {"rank": 2, "dropout": 0.1, "text_rank": 2}}
+SHARED = ("TrainingLatents", "PriorSamples")  # probes from these go through the network in the batch's own pass
 CELLS = [(teacher, latents) for teacher in ("FrozenCopy", "AdapterOff", "CachedTeacher") for latents in LATENTS]
 CELLS.remove(("CachedTeacher", "TrainingLatents"))  # they are new in every step: refused
 
@@ -69,9 +70,9 @@ def config_of(start: Start, latents: str = "PriorSamples", teacher: str = "Froze
     conditioning = "ClassPrompts" if teacher == "CachedTeacher" else BOTH
     config = tiny.config(start.photos)
     config["model"]["target"] = "ldm.models.diffusion.regularized.RegularizedLatentDiffusion"
-    config["model"]["params"]["regularization_config"] = term_config(
-        start.banks, **{"conditioning": conditioning, "latents": (latents, params[latents]), "teacher": teacher, "every": EVERY, "batch_size": 2, **term}
-    )
+    parts = {"conditioning": conditioning, "latents": (latents, params[latents]), "teacher": teacher}
+    rest = {"every": EVERY, "batch_size": 2, "share_forward": latents in SHARED}
+    config["model"]["params"]["regularization_config"] = term_config(start.banks, **{**parts, **rest, **term})
     if teacher == "AdapterOff":
         config["model"]["params"] |= {"unfreeze_model": False, "adapter_config": ADAPTERS}
     return with_settings(config)

@@ -81,10 +81,15 @@ class FullResultsFile(ResultsFile):
         return {split: {"settings": settings} for split, settings in self.settings.items()}
 
     def forget_other_arms(self, digest: Callable[[Arm], str]) -> list[str]:
-        """Drops the rows of arms that are no longer what they were, and says which arms. digest: of an arm as it is now, KeyError where there is none."""
+        """Drops the rows of arms that are no longer what they were, and their costs, and says which arms.
+
+        digest: of an arm as it is now, KeyError where there is none.
+        """
         now = {arm: _digest_or_none(arm, digest) for arm in {arm_of(row) for row in self.rows}}
         other = [row for row in self.rows if now[arm_of(row)] is None or row.get("arm_sha256") != now[arm_of(row)]]
         self.rows = [row for row in self.rows if row not in other]
+        for row in other:
+            self.costs.pop(arm_of(row).kind, None)
         return list(dict.fromkeys(row["model"] for row in other))
 
     def of_stage(self, name: str) -> list[Row]:

@@ -198,10 +198,12 @@ def test_another_shipped_term_costs_the_rows_of_the_shipped_arm_alone(study, con
     results, shipped = FullResultsFile(study.out), Arm("locality", SHIPPED, "prior", 1.5)
     kept = [UNREGULARIZED, Arm("locality", "class", "prior", 1.5)]
     results.rows = rows_of(study, [*kept, shipped])
+    results.costs = {arm.kind: {"step_ratio": 1.5, "memory_ratio": 1.1} for arm in (*kept, shipped)}
     other = with_config("term.yaml")
     assert other.settings(SCREEN) == study.settings(SCREEN)
     assert results.forget_other_arms(other.digest) == [shipped.name]
     assert [row["model"] for row in results.rows] == [arm.name for arm in kept]
+    assert list(results.costs) == [arm.kind for arm in kept]
 
     config["model"]["params"]["model_lr"] = 1.0
     assert with_config("rate.yaml").settings(SCREEN) != study.settings(SCREEN)
