@@ -13,8 +13,8 @@ The last line is one JSON object:
                   null where the system does not tell peaks (it is read from /proc)
 and with --loss, of the shipped yaml with this loss over the same with its own:
     loss_ratio, loss_memory_ratio  time of a step, median over whole cycles; peak memory
-Counting samples, a forward and a backward costing 1 and 2: copy (3·8 + 3·4 + 4) / (3·8) = 1.67, cached (3·8 + 3·4) / (3·8) = 1.5; less where the
-yaml has share_forward (the probes go through the network in the batch's own pass, in all variants), since larger batches cost less a sample.
+Counting passes, a forward and a backward costing 1 and 2: copy (3·8 + 3·4 + 4) / (3·8) = 1.67, cached (3·8 + 3·4) / (3·8) = 1.5: in both the probes have a
+pass of their own, whatever the yaml says (share_forward).
 """
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def variant_config(plain: DictConfig, regularized: DictConfig, variant: str, los
         term.loss_config = OmegaConf.create(loss)
     elif variant != "default":
         term.batch_size = PROBES
+        term.share_forward = False
         term.weight_config.params.every = 1
         term.loss_config = {"target": "ldm.regularization.losses.NoiseMSE"}
         term.teacher_config = {"target": "ldm.regularization.teacher." + ("FrozenCopy" if variant == "copy" else "CachedTeacher")}
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs/characters/finetune_unfrozen.yaml", help="the yaml whose twin ends in _reg.yaml")
     parser.add_argument("--base-checkpoint", type=Path, default=REPOSITORY / "assets/characters/model.safetensors")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, help="by default the config's own")
     parser.add_argument("--rounds", type=int, default=40, help="measured steps of each variant")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--loss", help="a loss_config, as yaml, to be compared with the shipped one's")
@@ -77,6 +78,7 @@ def main() -> None:
     plain = OmegaConf.load(options.config)
     regularized = OmegaConf.load(options.config.with_name(options.config.stem + "_reg.yaml"))
     pixels = int(plain.data.params.train.params.size)
+    options.batch_size = options.batch_size or int(plain.data.params.batch_size)
     configs = {name: variant_config(plain, regularized, name, options.loss) for name in VARIANTS if name != "loss" or options.loss}
     result = measure_time(configs, options, pixels)
     ratios: dict[str, float | None] = {name: round(value, 4) for name, value in result.items()}

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from ldm.checkpoints import atomic_write
@@ -77,9 +76,8 @@ def fingerprint_of(config: Path, base: Path, pictures: Path, *words: str) -> str
     return digest.hexdigest()
 
 
-@lru_cache
 def training_code(root: Path = REPOSITORY) -> str:
-    """SHA-256 over what the training command runs: main.py and ldm, without its evaluation. Runs of unlike code do not belong in one comparison."""
+    """SHA-256 over what the training command would run now: main.py and ldm, without its evaluation."""
     digest = hashlib.sha256()
     for path in [root / "main.py", *sorted((root / "ldm").rglob("*.py"))]:
         name = path.relative_to(root).as_posix()

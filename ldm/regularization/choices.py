@@ -26,7 +26,8 @@ class Prompts:
     def encode(self, encoder: PromptEncoder) -> Tensor:
         """Each text is encoded once, however often it was drawn."""
         texts = list(dict.fromkeys(self.texts))
-        return encoder(texts)[[texts.index(text) for text in self.texts]]
+        rows = encoder(texts).unbind()  # not by an index: its backward pass may add up in any order
+        return torch.stack([rows[texts.index(text)] for text in self.texts])
 
     def facts(self) -> List[Any]:
         """The texts; what a subclass keeps beside them tells its choices apart too."""

@@ -28,7 +28,7 @@ class LocalityRegularizer:
 
     weight, conditioning, latents, teacher, loss: the parts. batch_size: probes a step, where the latents are not the training
     batch's own. seed: of the bank, and with the rank added of the probes. share_forward: in training the probes go through the network
-    together with the batch, in one pass, which costs less than two; the original's loss changes by rounding only.
+    together with the batch, in one pass, which costs less than two; where the pass draws no random numbers (dropout) that changes rounding only.
     """
 
     def __init__(
@@ -125,18 +125,18 @@ class LocalityRegularizer:
         return self.weight.due(step) if training else self.on
 
     def draw(self, model: Model, batch: TrainingBatch, training: bool = True) -> NoisyLatents:
-        """The next batch's probes."""
+        """The probes of a batch; each call draws the next."""
         chance = self.training_chance if training else self.validation_chance
         if not training and self._repeated is not None:
             chance.load_state_dict(self._repeated)
-        return self._draw(model, batch, chance)
+        return self._drawn_by(chance, model, batch)
 
     def __call__(
         self, model: Model, batch: TrainingBatch, step: int, training: bool = True, evaluated: Optional[Tuple[NoisyLatents, torch.Tensor]] = None
     ) -> Term:
         """The term at optimiser step `step` (from 0); with a graph to θ, without one to θ₀ or to the concept's vectors.
 
-        evaluated: this batch's probes (`draw`) and f at them, where the model has them already.
+        evaluated: the batch's probes (`draw`) and f at them, where the model has them already.
         """
         if evaluated is None:
             probes = self.draw(model, batch, training)
@@ -199,7 +199,7 @@ class LocalityRegularizer:
                 f"the base checkpoint given now has {self.theta_hash}. Give --actual_resume the base of the first start (it may have moved)."
             )
 
-    def _draw(self, model: Model, batch: TrainingBatch, chance: Chance) -> NoisyLatents:
+    def _drawn_by(self, chance: Chance, model: Model, batch: TrainingBatch) -> NoisyLatents:
         probes = self._source.draw(model, batch, self.batch_size, self.conditioning, chance)
         return probes._replace(choice=self.teacher.settle(model, probes.choice))
 
@@ -213,7 +213,7 @@ class LocalityRegularizer:
         chance = Chance(start.seed)
         z_t = chance.normal((self.batch_size, *latent_shape(start.model))).to(start.device)
         batch = TrainingBatch(z_t, chance.timesteps(self.batch_size, start.model.num_timesteps).to(start.device))
-        probes = self._draw(start.model, batch, chance)
+        probes = self._drawn_by(chance, start.model, batch)
         f, f0 = start.model.denoise(probes).float(), self.teacher(start.model, probes).float()
         self.floor = float((f - f0).pow(2).mean() / f0.pow(2).mean().clamp_min(torch.finfo(torch.float32).tiny))
         if start.rank:

@@ -65,7 +65,7 @@ def estimate(model: pl.LightningModule, batch: Any, precision: str = "32-true") 
         if on:
             with phase("while the locality term is prepared", live, peaks), torch.no_grad():
                 rehearse_banks(model, regularizer)
-            regularizer.weight.weight = 0.0                    # θ₀ is not there to be asked: `rehearse_term` stands for it
+            regularizer.weight.weight = 0.0                    # θ₀ is not there to be asked: `rehearse_with_term` stands for it
         before = live.live
         with phase("in the optimiser's step", live, peaks):
             optimizers = with_state(model)
@@ -86,9 +86,7 @@ def rehearse(model: pl.LightningModule, batch: Any, optimizers: list[torch.optim
     """A step, with the term of a regulariser that is on, and what looks at the model between steps."""
     model.train()
     with phase("in a training step", live, peaks):
-        loss = model.shared_step(batch)[0]
-        if regularizer is not None:
-            loss = loss + rehearse_term(model, regularizer, batch)
+        loss = model.shared_step(batch)[0] if regularizer is None else rehearse_with_term(model, regularizer, batch)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -170,15 +168,21 @@ def rehearse_banks(model: pl.LightningModule, regularizer: Any) -> None:
     model.apply_model(z, t, c)
 
 
-def rehearse_term(model: pl.LightningModule, regularizer: Any, batch: Any) -> Tensor:
+def rehearse_with_term(model: pl.LightningModule, regularizer: Any, batch: Any) -> Tensor:
     """As much as a step with the term in it does: the probes' pass with a graph, and the frozen one without where the teacher makes one."""
     n = len(batch[model.first_stage_key]) if regularizer.latents.brings_concat else regularizer.batch_size
     z, t, c = probes(model, n * passes(regularizer))
+    if regularizer.share_forward:
+        with model.taking_along(z, t, c) as answers:
+            loss = model.shared_step(batch)[0]
+        (f,) = answers
+    else:
+        loss, f = model.shared_step(batch)[0], model.apply_model(z, t, c)
     f0 = torch.empty_like(z)
     if not regularizer.teacher.stored(regularizer.latents):
         with torch.no_grad():
             f0 = model.apply_model(z, t, c.detach())
-    return (model.apply_model(z, t, c) - f0).pow(2).mean()
+    return loss + (f - f0).pow(2).mean()
 
 
 def passes(regularizer: Any) -> int:

@@ -182,7 +182,7 @@ def test_a_run_of_other_code_is_made_again_and_one_of_other_measures_is_not(pair
     for name in ("main.py", "ldm/regularization/weight.py", "ldm/evaluation/metrics.py"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("a = 1\n")
-    of_tree = tuning.training_code.__wrapped__
+    of_tree = tuning.training_code
     monkeypatch.setattr(tuning, "training_code", lambda: of_tree(tree))
     how = {"logdir": tmp_path / "logs", "name": "a", "seed": 1, "reuse": True}
 

@@ -118,6 +118,24 @@ def test_at_step_zero_a_cache_in_fp32_leaves_only_rounding(model_of, latents):
 
 
 @pytest.mark.parametrize(
+    ("teacher", "latents"), [("FrozenCopy", "TrainingLatents"), ("FrozenCopy", "PriorSamples"), ("CachedTeacher", "PriorSamples")], ids=str
+)
+def test_so_does_a_pass_together_with_the_batch(model_of, teacher, latents):
+    model = model_of(teacher=teacher, latents=latents, batch_size=5, share_forward=True)
+    met, distance = [], model.regularizer.loss
+
+    def loss(f, f0, probes, model):
+        met.append((distance(f, f0, probes, model), f, f0))
+        return met[-1][0]
+
+    model.regularizer.loss = loss
+    model.shared_step(batch_of(2))
+    ((R, f, f0),) = met
+    assert R <= 1e-10 * f0.pow(2).mean()
+    assert gradient(R, model).norm() <= 1e-4 * gradient(f.pow(2).mean(), model).norm()
+
+
+@pytest.mark.parametrize(
     ("teacher", "bound"),
     [
         (("FrozenCopy", {"dtype": "bfloat16"}), 1e-3),

@@ -160,7 +160,7 @@ def test_stored_outputs_are_decoded_like_the_copys(tmp_path):
         for teacher in (CachedTeacher(noisings=3, **cache), FrozenCopy())
     )
     model.take_a_step()
-    probes = cached._draw(model, batch_of(4), cached.training_chance)
+    probes = cached.draw(model, batch_of(4))
     f = model.denoise(probes)
     for term in (cached, copied):
         losses.append(term.loss(f, term.teacher(model, probes), probes, model))

@@ -49,7 +49,7 @@ TEACHERS: dict[str, dict[str, Any]] = {
 }
 
 LAZY = (2, 5)  # k: the shipped term in every k-th step
-PROBES, SEED = 8, 23  # of the term, in each step; only what ships takes them along in the batch's own pass
+PROBES, SEED = 8, 23  # of the term, in each step
 WEIGHTS = (1.5, 7.5, 37.5)  # λ, from below the shipped one on: with less still, the empty prompt holds hardly anything
 FEWER_WEIGHTS = WEIGHTS[:2]  # where three take too long, and of the shipped term beside its own
 SHIPPED_WEIGHT = 2.5
@@ -138,7 +138,7 @@ class Arm:
             return [f"{_TERM}weight_config={json.dumps(weight)}"]
         parts = {"weight": weight, "conditioning": CONDITIONINGS[self.conditioning], "latents": LATENTS[self.latents], "teacher": TEACHERS[self.teacher]}
         told = [f"{_TERM}{part}_config={json.dumps(config)}" for part, config in (parts | {"loss": LOSS}).items()]
-        return [f"{_TERM}batch_size={PROBES}", f"{_TERM}seed={SEED}", f"{_TERM}share_forward=false", *told]
+        return [f"{_TERM}batch_size={PROBES}", f"{_TERM}seed={SEED}", f"{_TERM}share_forward=false", *told]  # a pass of their own, as their rows were measured
 
 
 FROZEN, UNREGULARIZED, UNREGULARIZED_TWO_PHASE = Arm("frozen"), Arm("unregularized"), Arm("unregularized", phases=2)

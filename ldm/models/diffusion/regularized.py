@@ -57,7 +57,6 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         self._networks = {"unet_config": plain(kwargs.get("unet_config")), "cond_stage_config": plain(cond_stage_config)}
         self._captions: Optional[List[str]] = None
         self._waits_for_word = False
-        self._waiting: Optional[Tuple[Any, Callable[[Tensor], None]]] = None  # probes on their way through the network, and who gets the output
 
     # -- a run starts ----------------------------------------------------------------------------------------------------------------
 
@@ -164,45 +163,56 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         if not self._held():
             return super().p_losses(x_start, cond, t, noise=noise)
         noise = torch.randn_like(x_start) if noise is None else noise  # the draw that the original would make next
-        split, evaluated = "train" if self.training else "val", None
-        due = self.regularizer.due(self.global_step, self.training)
-        if due:
-            captions = self._captions if self._captions and len(self._captions) == len(t) else None
-            batch = TrainingBatch(self.q_sample(x_start, t, noise), t, captions, cond.get("c_concat") if isinstance(cond, Mapping) else None)
-        if due and self.training and self.regularizer.share_forward:
-            probes = self.regularizer.draw(self, batch)
-            with self._taking_along(probes) as outputs:
-                loss, logs = super().p_losses(x_start, cond, t, noise=noise)
-            evaluated = probes, outputs[0]
-        else:
+        split = "train" if self.training else "val"
+        if not self.regularizer.due(self.global_step, self.training):
             loss, logs = super().p_losses(x_start, cond, t, noise=noise)
+            logs.update({f"{split}/loss_original": loss.detach(), f"{split}/loss": loss.detach()})
+            return loss, logs
+        captions = self._captions if self._captions and len(self._captions) == len(t) else None
+        batch = TrainingBatch(self.q_sample(x_start, t, noise), t, captions, cond.get("c_concat") if isinstance(cond, Mapping) else None)
+        if self.training and self.regularizer.share_forward:
+            probes = self.regularizer.draw(self, batch)
+            with self.taking_along(*self._inputs(probes)) as answers:
+                loss, logs = super().p_losses(x_start, cond, t, noise=noise)
+            evaluated = probes, self._outputs(answers[0], probes)
+        else:
+            (loss, logs), evaluated = super().p_losses(x_start, cond, t, noise=noise), None
+        term = self.regularizer(self, batch, self.global_step, self.training, evaluated)
         logs[f"{split}/loss_original"] = loss.detach()
-        if due:
-            term = self.regularizer(self, batch, self.global_step, self.training, evaluated)
-            loss = loss + term.loss
-            logs.update({f"{split}/{name}": value for name, value in term.logs.items()})
+        loss = loss + term.loss
+        logs.update({f"{split}/{name}": value for name, value in term.logs.items()})
         logs[f"{split}/loss"] = loss.detach()
         return loss, logs
 
     @contextmanager
-    def _taking_along(self, probes: NoisyLatents) -> Iterator[List[Tensor]]:
-        """Inside, the next pass of the network takes the probes along; the list gets its output at them."""
-        outputs: List[Tensor] = []
-        self._waiting = self._inputs(probes), lambda answer: outputs.append(self._outputs(answer, probes))
-        try:
-            yield outputs
-        finally:
-            self._waiting = None
+    def taking_along(self, z_t: Tensor, t_probes: Tensor, of_probes: Any) -> Iterator[List[Tensor]]:
+        """Inside, the next call of `apply_model`, whatever a subclass makes of it, takes these along, and the list gets its answer to them.
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any, *args: Any, **kwargs: Any) -> Any:
-        """LatentDiffusion's; probes that wait for a pass go along, behind the batch."""
-        if self._waiting is None:
-            return super().apply_model(x_noisy, t, cond, *args, **kwargs)
-        (z_t, t_probes, of_probes), answered = self._waiting
-        self._waiting = None
-        answer = super().apply_model(torch.cat([x_noisy, z_t]), torch.cat([t, t_probes]), conditions_joined(cond, of_probes), *args, **kwargs)
-        answered(answer[len(t) :])
-        return answer[: len(t)]
+        z_t (n, C, h, w), t_probes (n,) and their condition: as `apply_model` takes them. Raises RuntimeError where there was no such call, or no graph.
+        """
+        answers: List[Tensor] = []
+        alone, own, met = self.apply_model, vars(self).get("apply_model"), []
+
+        def together(x_noisy: Tensor, t: Tensor, cond: Any, *args: Any, **kwargs: Any) -> Any:
+            if met:
+                return alone(x_noisy, t, cond, *args, **kwargs)
+            met.append(True)
+            answer = alone(torch.cat([x_noisy, z_t]), torch.cat([t, t_probes]), conditions_joined(cond, of_probes), *args, **kwargs)
+            answers.append(answer[len(t) :])
+            return answer[: len(t)]
+
+        self.apply_model = together
+        try:
+            yield answers
+        finally:
+            del self.apply_model
+            if own is not None:
+                self.apply_model = own
+        if not answers or (torch.is_grad_enabled() and not answers[0].requires_grad):
+            raise RuntimeError(
+                "share_forward: true needs a p_losses whose first call of apply_model is its pass with gradients, and this model's is not: the locality term's "
+                "probes cannot go along. Set share_forward: false in regularization_config.params."
+            )
 
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Lightning's; but that repeats a step's value until the next one comes, so the term's go to the loggers in their own steps only."""
@@ -390,15 +400,21 @@ def conditions_joined(cond: Any, of_probes: Any) -> Any:
 
     Both are as `apply_model` takes them: (B, L, d), a list of such, or a dict of lists.
     """
-    own, behind = (part if isinstance(part, Mapping) else {"c_crossattn": part if isinstance(part, (list, tuple)) else [part]} for part in (cond, of_probes))
-    shapes = [{key: [tuple(part.shape[1:]) for part in parts] for key, parts in condition.items()} for condition in (own, behind)]
-    if shapes[0] != shapes[1]:
+    own, behind = as_lists(cond), as_lists(of_probes)
+    own_shapes, shapes = ({key: [tuple(part.shape[1:]) for part in parts] for key, parts in condition.items()} for condition in (own, behind))
+    if own_shapes != shapes:
         raise ValueError(
-            f"the batch's condition has the shapes {shapes[0]} and that of the locality term's probes {shapes[1]}: they cannot go through the network "
+            f"the batch's condition has the shapes {own_shapes} and that of the locality term's probes {shapes}: they cannot go through the network "
             "together. Set share_forward: false in regularization_config.params."
         )
     joined = {key: [torch.cat(pair) for pair in zip(parts, behind[key])] for key, parts in own.items()}
     return joined["c_crossattn"][0] if isinstance(cond, Tensor) else joined
+
+
+def as_lists(cond: Any) -> Dict[str, List[Tensor]]:
+    """A condition by the parts' names, without those that are None."""
+    named = cond if isinstance(cond, Mapping) else {"c_crossattn": cond}
+    return {key: list(parts) if isinstance(parts, (list, tuple)) else [parts] for key, parts in named.items() if parts is not None}
 
 
 def trainer_part(module: nn.Module, *names: str) -> Any:
