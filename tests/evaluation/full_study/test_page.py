@@ -14,7 +14,9 @@ from ldm.evaluation.full_study.page import BEGIN, END, table, write_full_page, w
 from ldm.evaluation.full_study.rivals import EFFECTS, rivals_over_strengths
 from ldm.evaluation.full_study.sentences import lazily, sentences
 from ldm.evaluation.full_study.statistics import standings
+from ldm.evaluation.results_page import write_results_page
 from tests.evaluation.full_study.world import CONCEPTS, made_row, made_rows
+from tests.golden.case import REPOSITORY
 
 
 def ours(conditioning, strength=1.5, latents="prior"):
@@ -245,3 +247,14 @@ def test_the_chart_shows_a_line_of_one_phase_beside_that_of_two():
     once, better = ours("class"), replace(ours("class", 7.5), phases=2)
     lines = shown_lines(standings(made_rows([(once, 0.9, 0.5), (ours("class", latents="noise"), 0.9, 0.1), (better, 1.0, 1.5)])).values())
     assert list(lines) == [once.line, better.line]
+
+
+def test_the_page_says_what_the_rows_say(tmp_path):
+    """Both tables of docs/results.md, by the scripts that write them."""
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    shipped = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
+    page.write_text(shipped, encoding="utf-8")
+    write_results_page(REPOSITORY / "results" / "characters.json", page)
+    write_full_page(REPOSITORY / "results" / "characters_full.json", page, tmp_path / "results" / "characters_full.png")
+    assert page.read_text(encoding="utf-8") == shipped
