@@ -8,6 +8,7 @@ NOT_THERE = {
     "test_a_model_without_a_way_for_text_is_refused": "it builds no model without personalisation",
     "test_a_condition_that_is_no_text_is_refused_when_training_begins": "the same",
     "test_a_hybrid_network_reuses_the_batchs_other_condition": "the same",
+    "test_one_pass_takes_a_hybrid_networks_conditions_together": "the same",
     "test_progressive_words_count_as_in_an_unregularised_run": "several vectors a word cannot be trained there; test_patched.py has what remains of it",
     "test_captions_are_seen_where_the_encoder_is_trained_and_where_it_is_not": "no train_embeddings; test_patched.py has it without",
     "test_a_text_encoder_that_is_not_tuned_is_not_copied": "no train_embeddings: unfrozen, its optimiser always has the encoder",
