@@ -14,7 +14,7 @@ from ldm.checkpoints import atomic_write
 from ldm.evaluation.full_study.arms import UNREGULARIZED
 from ldm.evaluation.full_study.statistics import REFERENCE, Standing, hypervolume
 
-MARKERS = "XPDosv^<>ph*"  # an arm of the finals each
+MARKERS = "XPDosv^<>ph*d8H"  # an arm of the finals each
 
 
 def lines_of(found: Iterable[Standing]) -> dict[str, list[Standing]]:
@@ -27,7 +27,7 @@ def lines_of(found: Iterable[Standing]) -> dict[str, list[Standing]]:
 
 
 def shown_lines(found: Iterable[Standing]) -> dict[str, list[Standing]]:
-    """A line a method: of each of our conditionings, at once and in two phases, that with the largest hypervolume, and each rival's."""
+    """A line a method, at once and in two phases: of each of our conditionings that with the largest hypervolume, and each rival's."""
     best: dict[str, tuple[float, str, list[Standing]]] = {}
     for name, line in lines_of(found).items():
         volume, method = hypervolume(one.point for one in line), _method(line[0])
@@ -40,7 +40,7 @@ def write_chart(path: Path, screen: Sequence[Standing], finals: Sequence[Standin
     """Writes a PNG: on the left the lines of the screen, on the right, once there are any, the finals' arms with their intervals, to one scale of drift."""
     figure = Figure(figsize=(13.5, 7.0), dpi=130, layout="constrained")
     lines = shown_lines(screen)
-    colours = dict(zip((_method(line[0]) for line in lines.values()), cycle(colormaps["tab20"].colors)))
+    colours = dict(zip((_method(line[0]) for line in lines.values()), cycle((*colormaps["tab20"].colors, *colormaps["tab20b"].colors))))
     left, *right = figure.subplots(1, 2 if finals else 1, sharey=True, squeeze=False)[0]
     for name, line in lines.items():
         style = "-o" if line[0].arm.ours else "--s"
@@ -77,4 +77,4 @@ def _mark(axes: Axes, one: Standing, marker: str, colour: str | tuple[float, ...
 
 
 def _method(one: Standing) -> str:
-    return f"{one.arm.conditioning}, {one.arm.phases} phases" if one.arm.ours else one.arm.method
+    return f"{one.arm.conditioning if one.arm.ours else one.arm.method}, {one.arm.phases} phases"

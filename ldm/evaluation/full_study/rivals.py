@@ -39,11 +39,12 @@ def rivals_over_strengths(rows: Sequence[Row]) -> str:
 def _verdict(of_arm: dict[Arm, list[Row]], line: Sequence[Arm], effect: Effect) -> str:
     less = [drift_decades(of_arm[arm], of_arm[UNREGULARIZED], "drift_in_pattern").mean for arm in line]
     steps = [(after - before) * (1 if effect.less_drift else -1) for before, after in zip(less, less[1:], strict=False)]
+    how = "falls" if effect.less_drift else "rises"
     if min(steps) > 0:
-        return f"So here: drift on the class's prompts {'falls' if effect.less_drift else 'rises'} at every step of the strength."
+        return f"Here drift on the class's prompts {how} at every step of the strength."
     if sum(steps) > 0:
-        return f"So here from end to end, but not at every step: drift on the class's prompts {'falls' if effect.less_drift else 'rises'}."
-    return f"Not so here: drift on the class's prompts does not {'fall' if effect.less_drift else 'rise'} with the strength."
+        return f"Here drift on the class's prompts {how} from end to end, but not at every step."
+    return f"Not so here: drift on the class's prompts does not {how[:-1]} with the strength."
 
 
 def _most_identity(of_arm: dict[Arm, list[Row]], line: Sequence[Arm]) -> str:

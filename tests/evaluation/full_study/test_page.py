@@ -224,7 +224,7 @@ def test_what_every_kth_step_saves_and_costs_is_told_beside_its_twin():
     ("decades", "said"),
     [
         ((0.1, 0.5, 1.0), "drift on the class's prompts falls at every step"),
-        ((0.1, 0.05, 1.0), "not at every step: drift on the class's prompts falls"),
+        ((0.1, 0.05, 1.0), "drift on the class's prompts falls from end to end, but not at every step"),
         ((1.0, 0.5, 0.1), "Not so here: drift on the class's prompts does not fall"),
     ],
 )
@@ -245,8 +245,9 @@ def test_every_rival_has_an_effect_to_be_held_against():
 
 def test_the_chart_shows_a_line_of_one_phase_beside_that_of_two():
     once, better = ours("class"), replace(ours("class", 7.5), phases=2)
-    lines = shown_lines(standings(made_rows([(once, 0.9, 0.5), (ours("class", latents="noise"), 0.9, 0.1), (better, 1.0, 1.5)])).values())
-    assert list(lines) == [once.line, better.line]
+    rival = replace(KV, phases=2)
+    arms = [(once, 0.9, 0.5), (ours("class", latents="noise"), 0.9, 0.1), (better, 1.0, 1.5), (KV, 0.9, 0.2), (rival, 1.0, 0.4)]
+    assert list(shown_lines(standings(made_rows(arms)).values())) == [once.line, better.line, KV.line, rival.line]
 
 
 def test_the_page_says_what_the_rows_say(tmp_path):
