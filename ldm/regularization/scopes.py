@@ -1,6 +1,6 @@
 """Temporary states of a model; each is as it was before when its `with` block ends, however it ends."""
 from contextlib import contextmanager
-from typing import Callable, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 from torch import Tensor, nn
 
@@ -16,6 +16,19 @@ def replaced(module: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[None
     finally:
         for name, part in own.items():
             setattr(module, name, part)
+
+
+@contextmanager
+def method_replaced(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Inside, this stands in the place of the module's method."""
+    own = vars(module).get(name)  # where someone else stands there already
+    setattr(module, name, method)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if own is not None:
+            setattr(module, name, own)
 
 
 @contextmanager
@@ -48,10 +61,9 @@ def undisturbed(manager: Optional[nn.Module], edit_tokens: Optional[Callable[[Te
     try:
         for vector in vectors:
             vector.requires_grad_(False)
-        manager.forward = on_copies
-        yield
+        with method_replaced(manager, "forward", on_copies):
+            yield
     finally:
-        del manager.forward
         for vector in vectors:
             vector.requires_grad_(True)
         if counter is not None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.regularization.scopes import in_eval_mode, replaced, undisturbed
+from ldm.regularization.scopes import in_eval_mode, method_replaced, replaced, undisturbed
 
 
 class WritingManager(nn.Module):
@@ -48,6 +48,25 @@ def test_without_a_manager_nothing_can_be_edited():
         pass
     with pytest.raises(AssertionError, match="embedding manager"), undisturbed(None, lambda e: e):
         pass
+
+
+@pytest.mark.parametrize("before", [None, lambda x: 2 * x])
+def test_a_method_is_replaced_and_what_stood_there_before_stands_there_again(before):
+    layer = nn.Linear(1, 1)
+    if before is not None:
+        layer.forward = before
+    with pytest.raises(ZeroDivisionError), method_replaced(layer, "forward", lambda x: 3 * x):
+        assert layer(torch.ones(1, 1)).item() == 3
+        raise ZeroDivisionError
+    assert vars(layer).get("forward") is before and (before is None or layer(torch.ones(1, 1)).item() == 2)
+
+
+def test_an_encoder_hook_that_was_there_before_is_there_after_a_prompt_was_encoded():
+    manager = WritingManager()
+    manager.forward = before = lambda ids, embedded: embedded
+    with undisturbed(manager, None):
+        pass
+    assert manager.forward is before
 
 
 def test_parts_are_replaced_and_put_back_in_their_order():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.models.diffusion.regularized import RegularizedLatentDiffusion
 from ldm.training import disk, memory, run, tracing
 from ldm.training.disk import Files, check_room
 from ldm.training.forecast import saving
@@ -109,6 +110,16 @@ def test_a_loss_of_guided_outputs_keeps_and_passes_twice_as_much():
     once, twice = (need_of({**section(regularization_config=term), "target": target}) for term in (TERM, guided))
     latents = once.kept_by_term // 2                           # z_t, and as much said of it
     assert twice.kept_by_term == 3 * latents and twice.peak > once.peak
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_probes_that_go_along_with_the_batch_are_rehearsed_so(monkeypatch, shared):
+    sizes, apply_model = [], RegularizedLatentDiffusion.apply_model
+    monkeypatch.setattr(RegularizedLatentDiffusion, "apply_model", lambda self, z_t, *rest: sizes.append(len(z_t)) or apply_model(self, z_t, *rest))
+    term = deepcopy(TERM)
+    term["params"] |= {"batch_size": 3, "share_forward": shared}
+    need_of({**section(regularization_config=term), "target": "ldm.models.diffusion.regularized.RegularizedLatentDiffusion"}, 2)
+    assert sizes[1:] == ([5, 2] if shared else [2, 3, 2]), "the banks', then the step's, then a validation's"
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpoints():

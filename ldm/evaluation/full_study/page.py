@@ -58,7 +58,7 @@ def written(
         "“times less” is the unregularised run's drift over an arm's, the geometric mean over characters. ± and … are 95 % intervals over characters "
         "(Student's t; seeds of one character are averaged first); with fewer than 4 characters there are none. Step time and memory at its peak are "
         "over the unregularised run's, of two-phase arms those of the second; `shipped` takes the term's probes along in the batch's pass "
-        "(`share_forward`); in the other arms of ours they have one of their own, which makes a step longer by a fifth.",
+        "(`share_forward`); in the other arms of ours they have one of their own, which takes longer.",
         f"![Identity against off-pattern drift]({chart})",
     ]
     if finals:

@@ -7,7 +7,7 @@ The original's hooks do the original's work; `p_losses` adds the term. With weig
 """
 import logging
 import random
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.prompts import imagenet_templates_small
 from ldm.regularization import LocalityRegularizer, NoisyLatents, Start, TrainingBatch, Words, hash_tensors
 from ldm.regularization.configuration import as_texts, build, plain
-from ldm.regularization.scopes import in_eval_mode, replaced, undisturbed
+from ldm.regularization.scopes import in_eval_mode, method_replaced, replaced, undisturbed
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -191,23 +191,17 @@ class RegularizedLatentDiffusion(LatentDiffusion):
         z_t (n, C, h, w), t_probes (n,) and their condition: as `apply_model` takes them. Raises RuntimeError where there was no such call, or no graph.
         """
         answers: List[Tensor] = []
-        alone, own, met = self.apply_model, vars(self).get("apply_model"), []
+        alone = self.apply_model
 
         def together(x_noisy: Tensor, t: Tensor, cond: Any, *args: Any, **kwargs: Any) -> Any:
-            if met:
-                return alone(x_noisy, t, cond, *args, **kwargs)
-            met.append(True)
+            once.close()  # further calls are alone
             answer = alone(torch.cat([x_noisy, z_t]), torch.cat([t, t_probes]), conditions_joined(cond, of_probes), *args, **kwargs)
             answers.append(answer[len(t) :])
             return answer[: len(t)]
 
-        self.apply_model = together
-        try:
+        with ExitStack() as once:
+            once.enter_context(method_replaced(self, "apply_model", together))
             yield answers
-        finally:
-            del self.apply_model
-            if own is not None:
-                self.apply_model = own
         if not answers or (torch.is_grad_enabled() and not answers[0].requires_grad):
             raise RuntimeError(
                 "share_forward: true needs a p_losses whose first call of apply_model is its pass with gradients, and this model's is not: the locality term's "
