@@ -24,6 +24,7 @@ from ldm.regularization.choices import Prompts
 from ldm.regularization.losses import LPIPS_NETWORKS, x0_gain
 from tests.models.diffusion import tiny
 from tests.regularization.doubles import ToyModel, batch_of, regularizer_of, start_of
+from tests.regularization.steps import move
 from tests.regularization.tiny_runs import batch_of as pictures_of
 from tests.regularization.tiny_runs import ready, regularized_model, term_config
 
@@ -192,9 +193,7 @@ def test_a_run_takes_it_from_its_configuration(base, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.regularization.tiny_runs.term_config", lambda *args, **kwargs: config)
     model = ready(regularized_model(base, tmp_path))
     assert "ImageSpace(l2_weight=1.0, lpips_weight=0.0, net=alex, max_gain=2.0) weighted by MinSNRWeights" in model.describe()
-    with torch.no_grad():
-        for parameter in model.model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    move(model.model)
     loss, logs = model.shared_step(pictures_of(2))
     assert logs["train/loss_locality"] > 0
     torch.testing.assert_close(loss, logs["train/loss_original"] + 10 * logs["train/loss_locality"])

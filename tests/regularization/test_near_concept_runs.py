@@ -7,6 +7,7 @@ import torch
 from ldm.models.diffusion.regularized import build_regularizer, words_of
 from ldm.regularization import TrainingBatch
 from tests.models.diffusion.tiny import WORDS, with_params
+from tests.regularization.steps import move
 from tests.regularization.tiny_runs import fit, ready, regularized_model, term_config
 
 COPY = {"teacher": "FrozenCopy", "latents": "TrainingLatents"}
@@ -32,12 +33,6 @@ FIXED_WORD = {"train_embeddings": False}
 SEVERAL_VECTORS = {"personalization_config": with_params(WORDS, num_vectors_per_token=3, progressive_words=True)}
 
 
-def move(module: torch.nn.Module, by: float = 0.02) -> None:
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(by * torch.randn_like(parameter))
-
-
 def term_of(model):
     z_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     batch = TrainingBatch(z_t, torch.tensor([3, 9]), ("a photo of a *", "a rendering of a *"))
@@ -56,7 +51,7 @@ def test_exact_at_the_start_then_held_without_reaching_the_concept(base, tmp_pat
     gradients = torch.autograd.grad(at_start.loss, tuned, allow_unused=True)
     assert sum(gradient is not None for gradient in gradients) > len(tuned) / 2
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients if gradient is not None), "0, and no NaN"
-    move(model.cond_stage_model)
+    move(model.cond_stage_model, by=0.02)
     term = term_of(model)
     assert term.loss > 0
     assert all(vector.requires_grad for vector in vectors)
