@@ -12,7 +12,18 @@ from ldm.evaluation.full_study.finalists import finals_arms
 from ldm.evaluation.full_study.rivals import rivals_over_strengths
 from ldm.evaluation.full_study.rows import FullResultsFile
 from ldm.evaluation.full_study.sentences import IDEA_NAMES, lazily, sentences
-from ldm.evaluation.full_study.statistics import Estimate, Row, Standing, beside, by_arm, drift_decades, hypervolume, over_characters, standings
+from ldm.evaluation.full_study.statistics import (
+    KEEPS_IDENTITY,
+    Estimate,
+    Row,
+    Standing,
+    beside,
+    by_arm,
+    drift_decades,
+    hypervolume,
+    over_characters,
+    standings,
+)  # fmt: skip
 from ldm.evaluation.results_page import put_between
 
 BEGIN, END = "<!-- written by scripts/full_results_page.py: begin -->", "<!-- written by scripts/full_results_page.py: end -->"
@@ -53,8 +64,8 @@ def written(
     in_screen = standings(screen)
     parts = [
         "## The full study",
-        "Identity is the trait rate in “\\*”; an arm keeps it where its mean is at least 0.95 of the unregularised run's. Off-pattern prompts are none that a "
-        "regulariser is given (`assets/characters/prompts/off_pattern.txt`), but for the bare class word, which `shipped` is given too; "
+        f"Identity is the trait rate in “\\*”; an arm keeps it where its mean is at least {KEEPS_IDENTITY:g} of the unregularised run's. Off-pattern prompts are none "
+        "that a regulariser is given (`assets/characters/prompts/off_pattern.txt`), but for the bare class word, which `shipped` is given too; "
         "“times less” is the unregularised run's drift over an arm's, the geometric mean over characters. ± and … are 95 % intervals over characters "
         "(Student's t; seeds of one character are averaged first); with fewer than 4 characters there are none. Step time and memory at its peak are "
         "over the unregularised run's, of two-phase arms those of the second; `shipped` takes the term's probes along in the batch's pass "
