@@ -64,8 +64,9 @@ def written(
     in_screen = standings(screen)
     parts = [
         "## The full study",
-        f"Identity is the trait rate in “\\*”; an arm keeps it where its mean is at least {KEEPS_IDENTITY:g} of the unregularised run's. Off-pattern prompts are none "
-        "that a regulariser is given (`assets/characters/prompts/off_pattern.txt`), but for the bare class word, which `shipped` is given too; "
+        f"Identity is the trait rate in “\\*”; an arm keeps it where its mean is at least {KEEPS_IDENTITY:g} of the unregularised run's. "
+        "Off-pattern prompts are none that a regulariser is given (`assets/characters/prompts/off_pattern.txt`), but for the bare class word, which "
+        "`shipped` is given too; "
         "“times less” is the unregularised run's drift over an arm's, the geometric mean over characters. ± and … are 95 % intervals over characters "
         "(Student's t; seeds of one character are averaged first); with fewer than 4 characters there are none. Step time and memory at its peak are "
         "over the unregularised run's, of two-phase arms those of the second; `shipped` takes the term's probes along in the batch's pass "
